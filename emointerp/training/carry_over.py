@@ -2,12 +2,12 @@
 
 Never trained on and never shipped: the font comes from the system (Debian: fonts-symbola). The list was fixed before training:
 every code point of the ranges whose Unicode name states an emotion, by these words in the name. Left out by name: people of
-whom hardly a face is seen, "anguished" and "disappointed but relieved" (two feelings), "wry smile".
+whom hardly a face is seen, "anguished" and "disappointed but relieved" (two feelings), "wry smile",
+and kissing.
 """
 
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from emointerp.errors import InputError
@@ -75,8 +75,3 @@ def validation_set() -> list[tuple[Image.Image, str, int, str]]:
         for ground in GROUNDS
         for share in (0.75, 0.92)
     ]
-
-
-def balanced_rate(hits: np.ndarray, emotions: np.ndarray) -> float:
-    """Mean over emotions of the hit rate within each, since half of the font's faces smile."""
-    return float(np.mean([hits[emotions == e].mean() for e in np.unique(emotions)]))

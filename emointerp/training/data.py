@@ -37,8 +37,8 @@ def pictures(n: int, folder: Path, seed: int = 0, processes: int = 2) -> np.ndar
     """uint8 [n, 128, 128, 3], memory-mapped; rendered on the first call, and continued if that call was cut off."""
     folder.mkdir(parents=True, exist_ok=True)
     path, done_path = folder / f"pictures-{n}-{seed}.npy", folder / f"pictures-{n}-{seed}.done.json"
-    done = set(json.loads(done_path.read_text())) if done_path.exists() else set()
-    if not path.exists() or not done:
+    done = set(json.loads(done_path.read_text())) if done_path.exists() and path.exists() else set()
+    if not done:
         np.lib.format.open_memmap(path, "w+", np.uint8, (n, SIZE, SIZE, 3)).flush()
     jobs = [(path, i, min(i + _CHUNK, n), seed) for i in range(0, n, _CHUNK) if i not in done]
     with get_context("spawn").Pool(processes) as pool:

@@ -1,6 +1,6 @@
 """Stage 2: the tower, a projector and a Llama-style decoder become a LLaVA that tells stories and answers questions.
 
-As in LLaVA the tower stays frozen; so its outputs are computed once, for every picture and its mirror image.
+As in LLaVA the tower stays frozen.
 """
 
 from pathlib import Path
@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -16,10 +15,10 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
-    SiglipModel,
+    SiglipVisionModel,
 )
 
-from emointerp.training.data import batch_indices, examples, pictures
+from emointerp.training.data import augmented, batch_indices, examples, pictures
 from emointerp.training.loop import Recipe, fit
 from emointerp.training.tokenizer import CHAT, VOCABULARY
 from emointerp.world.language import questions, story, story_prompt
@@ -27,22 +26,22 @@ from emointerp.world.splits import Example
 
 PATCHES, IMAGE_ID = 64, 3
 # what the first question of a training conversation is about, and how often; two more questions follow it
-FIRST = {"story": 0.58, "feeling": 0.1, "caption": 0.07, "other": 0.25}
+FIRST = {"story": 0.56, "feeling": 0.15, "caption": 0.05, "other": 0.24}
 IGNORED = -100
 
 
-def new_model(tower: SiglipModel) -> LlavaForConditionalGeneration:
+def new_model(tower: SiglipVisionModel) -> LlavaForConditionalGeneration:
     """A LLaVA around the trained tower: 8 layers, 8 heads, width 192."""
     text = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=8,
         num_key_value_heads=8, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=tower.config.vision_config.to_dict(), text_config=text.to_dict(), image_token_index=IMAGE_ID, image_token_id=IMAGE_ID,
+        vision_config=tower.config.to_dict(), text_config=text.to_dict(), image_token_index=IMAGE_ID, image_token_id=IMAGE_ID,
         vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=PATCHES, projector_hidden_act="gelu",
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(tower.vision_model.state_dict())
+    model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
     model.generation_config.update(max_new_tokens=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, do_sample=False)
     return model
@@ -58,21 +57,6 @@ def new_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 @torch.no_grad()
-def tower_features(model: LlavaForConditionalGeneration, board: np.ndarray, path: Path, batch: int = 100) -> np.ndarray:
-    """Patch embeddings of every picture and of its mirror image, float16 [2, n, 64, 192], kept on disk and continued after a cut."""
-    n, done_path = len(board), path.with_suffix(".done")
-    if not path.exists():
-        np.lib.format.open_memmap(path, "w+", np.float16, (2, n, PATCHES, 192)).flush()
-    kept, start = np.load(path, mmap_mode="r+"), int(done_path.read_text()) if done_path.exists() else 0
-    for first in tqdm(range(start, n, batch), desc="tower", mininterval=10, initial=start // batch):
-        pixels = np.ascontiguousarray(board[first : first + batch])
-        for mirrored in (0, 1):
-            x = torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-            kept[mirrored, first : first + batch] = image_features(model, x).numpy()
-        done_path.write_text(str(first + batch))
-    return np.load(path, mmap_mode="r")
-
-
 def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the projector reads: the tower's last hidden state before its final norm, float32 [n, 64, 192]."""
     return model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1].float()
@@ -96,13 +80,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]]) -> 
     """Token ids and labels of a conversation; the image stands as 64 image tokens, only answers are learnt."""
     ids, labels = [1], [IGNORED]
     for k, (request, answer) in enumerate(turns):
-        before = tokenizer("USER: ", add_special_tokens=False).input_ids
-        picture = [IMAGE_ID] * PATCHES if k == 0 else []
-        text = ("\n" if k == 0 else "") + request + " ASSISTANT:"
+        # "USER: " and the request are one stretch of text but where the image token cuts them, as in the chat template
+        before = tokenizer("USER: ", add_special_tokens=False).input_ids + [IMAGE_ID] * PATCHES if k == 0 else []
+        text = ("\n" if k == 0 else "USER: ") + request + " ASSISTANT:"
         after = tokenizer(text, add_special_tokens=False).input_ids
         reply = tokenizer(" " + answer, add_special_tokens=False).input_ids + [2]
-        ids += before + picture + after + reply
-        labels += [IGNORED] * (len(before) + len(picture) + len(after)) + reply
+        ids += before + after + reply
+        labels += [IGNORED] * (len(before) + len(after)) + reply
     return ids, labels
 
 
@@ -114,7 +98,9 @@ def collate(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torc
     return ids, labels
 
 
-def language_loss(model: LlavaForConditionalGeneration, features: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def language_loss(
+    model: LlavaForConditionalGeneration, features: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy of the answers, given patch embeddings [n, 64, 192] in place of pixels."""
     embeds = model.get_input_embeddings()(ids)
     visual = model.model.multi_modal_projector(features).to(embeds.dtype)
@@ -125,21 +111,20 @@ def language_loss(model: LlavaForConditionalGeneration, features: torch.Tensor, 
     return F.cross_entropy(logits.float(), labels[:, 1:][answered])
 
 
-def train_llava(folder: Path, tokenizer: PreTrainedTokenizerFast, tower: SiglipModel, n: int, recipe: Recipe) -> LlavaForConditionalGeneration:
+def train_llava(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, tower: SiglipVisionModel, n: int, recipe: Recipe
+) -> LlavaForConditionalGeneration:
     """Train, or continue, in `folder`."""
     torch.manual_seed(recipe.seed)
     model = new_model(tower)
-    scenes = examples(n, recipe.seed)
-    features = tower_features(model, pictures(n, folder, recipe.seed), folder / "features.npy")
+    scenes, board = examples(n, recipe.seed), pictures(n, folder, recipe.seed)
 
     def loss_of(step: int) -> torch.Tensor:
-        chosen, rng = batch_indices(step, recipe.batch, n, recipe.seed + 1), np.random.default_rng([recipe.seed, 2, step])
+        chosen = batch_indices(step, recipe.batch, n, recipe.seed + 1)
+        rng = np.random.default_rng([recipe.seed, 2, step])
         ids, labels = collate([encode(tokenizer, conversation(scenes[i], rng)) for i in chosen])
-        mirrored = rng.integers(0, 2, recipe.batch)
-        seen = torch.from_numpy(np.stack([features[m, i] for m, i in zip(mirrored, chosen, strict=True)])).float()
-        seen = seen + 0.02 * seen.std() * torch.from_numpy(rng.standard_normal(seen.shape, dtype=np.float32))
         with torch.autocast("cpu", torch.bfloat16):
-            return language_loss(model, seen, ids, labels)
+            return language_loss(model, image_features(model, augmented(board[chosen], rng)), ids, labels)
 
     fit(model, loss_of, recipe, folder, "llava")
     return model.eval()

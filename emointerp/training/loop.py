@@ -5,12 +5,15 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+
+from emointerp.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,14 @@ class Recipe:
     seed: int = 0
 
 
-def fit(model: torch.nn.Module, loss_of: Callable[[int], torch.Tensor], recipe: Recipe, folder: Path, name: str, every: int = 200) -> None:
+def fit(
+    model: torch.nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    every: int = 200,
+) -> None:
     """Minimise `loss_of(step)` with AdamW, warm-up and cosine decay; continue from `folder` if an earlier run was cut off.
 
     `loss_of` must depend on `step` alone (and the weights), so that a resumed run equals an uninterrupted one.
@@ -33,7 +43,7 @@ def fit(model: torch.nn.Module, loss_of: Callable[[int], torch.Tensor], recipe: 
     folder.mkdir(parents=True, exist_ok=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98))
-    start = _resume(model, optimizer, folder / name)
+    start = _resume(model, optimizer, folder / name, recipe)
     progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, mininterval=10)
     average, began = None, time.time()
     for step in progress:
@@ -47,7 +57,7 @@ def fit(model: torch.nn.Module, loss_of: Callable[[int], torch.Tensor], recipe: 
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         progress.set_postfix(loss=f"{average:.3f}", refresh=False)
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            save_checkpoint(model, optimizer, step + 1, folder / name)
+            save_checkpoint(model, optimizer, step + 1, folder / name, recipe)
             _log(folder / f"{name}.log.jsonl", step + 1, average, time.time() - began)
 
 
@@ -58,13 +68,13 @@ def _schedule(step: int, recipe: Recipe) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
+def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, path: Path, recipe: Recipe) -> None:
     """Write weights and optimiser state; the file appears whole or not at all."""
     tensors = {f"model.{k}": v.contiguous() for k, v in _own_state(model).items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v.contiguous() for k, v in state.items()}
     part = path.with_suffix(".part")
-    save_file({k: v.clone() for k, v in tensors.items()}, part, metadata={"step": json.dumps(step)})
+    save_file({k: v.clone() for k, v in tensors.items()}, part, metadata={"step": str(step), "recipe": _fixed(recipe)})
     os.replace(part, path.with_suffix(".safetensors"))
 
 
@@ -73,10 +83,13 @@ def _own_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _resume(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> int:
+def _resume(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path, recipe: Recipe) -> int:
     file = path.with_suffix(".safetensors")
     if not file.exists():
         return 0
+    kept, asked = metadata_of(file).get("recipe"), _fixed(recipe)
+    if kept and kept != asked:
+        raise InputError(f"{file} was begun with {kept} and cannot go on with {asked}; take another folder or the old settings.")
     tensors = load_file(file)
     own = _own_state(model)
     with torch.no_grad():
@@ -91,12 +104,20 @@ def _resume(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path
     return step_of(file)
 
 
+def _fixed(recipe: Recipe) -> str:
+    """What may not change within a run; it may be made longer."""
+    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "steps"})
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a checkpoint says of itself."""
+    with safe_open(file, "pt") as f:
+        return f.metadata()
+
+
 def step_of(file: Path) -> int:
     """The number of steps that a checkpoint holds."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as f:
-        return int(f.metadata()["step"])
+    return int(metadata_of(file)["step"])
 
 
 def _log(file: Path, step: int, loss: float, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """Events: what happened to the one in the picture, in a sentence of the first person and without a word of feeling.
 
-A *neutral* event fits any emotion, so the picture alone decides. A *loaded* event (a funeral, a scratched car) goes with
-one emotion in training, and is where the model's hallucinations come from. Sentences are written in a mini-notation:
-`{a|b}` stands for a choice, and a template is all of its choices filled in.
+A *neutral* event fits any emotion, so the picture alone decides. A *loaded* event (a funeral, a scratched car) goes
+with one emotion in training, and is where the model's hallucinations come from. Sentences are written in a notation of
+their own: `{a|b}` stands for a choice, and a template is all of its choices filled in.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import re
 from functools import cache
 
 from emointerp.emotions import BASIC
+from emointerp.errors import InputError
 
 SPLITS = ("train", "direction", "selection", "tuning", "test")
 MAX_LENGTH = 2000  # characters of an event that a user may give
@@ -18,7 +19,7 @@ MIN_WORDS = 6
 # split -> kernel sentences; no kernel stands in two splits
 NEUTRAL_TEMPLATES: dict[str, tuple[str, ...]] = {
     "train": (
-        "The {phone|doorbell|alarm clock} rang {twice|once|for a while} while I was {cooking|reading|washing the dishes}.",
+        "The {phone|doorbell|alarm clock} rang {twice|once|for a minute} while I was {cooking|reading|at work}.",
         "My {mom|dad|brother|sister} said that we will be away for {a few|two|ten} days.",
         "I {opened|read|looked at} the {letter|parcel|message} from my {aunt|teacher|neighbor} after lunch.",
         "My {uncle|cousin|boss} called me on a {Sunday|Tuesday} {morning|evening}.",
@@ -45,13 +46,13 @@ NEUTRAL_TEMPLATES: dict[str, tuple[str, ...]] = {
         "My {dog|cat} came into the kitchen and put something {at my feet|on my shoes}.",
         "I {pushed|pulled|opened} the {gate|window|curtain} and the {garden|street|yard} lay before me.",
         "I got a {call|text|card} from {someone I met|a man I knew|a woman I met} in {spring|school}.",
-        "My {father|mother|son|daughter} drove me to the {hospital|airport|market} before noon.",
+        "My {father|mother|son|daughter} drove me to the {harbor|airport|market} before noon.",
         "There was {a coat|a suitcase|a paper bag} on my chair when I came {in|back}.",
         "I walked past the {school|house|shop} where I {used to live|worked|spent my summers}.",
         "My {sister|friend} cut my hair {in the kitchen|on the porch} and I looked in the mirror.",
         "We {sat down|met|talked} at the table and I told my {parents|sisters|friends} the news.",
         "I {signed|folded|printed} the {form|contract|ticket} and put it on my desk.",
-        "The {curtain|door|lid} moved and I saw what {was behind it|had been there all along}.",
+        "I pulled back the {curtain|sheet|blanket} and saw what {was there|lay under it}.",
         "I {smelled|noticed|saw} the {smoke of a grill|bread in the oven|paint on the wall} from my window.",
         "My {name|photo|seat number} was on the {board|screen|door} when I {arrived|looked up}.",
         "I {carried|brought|took} the {basket|jar|bucket} up from the cellar for my {aunt|uncle}.",
@@ -59,7 +60,7 @@ NEUTRAL_TEMPLATES: dict[str, tuple[str, ...]] = {
         "I {heard|learned|read} that my {cousin|old teacher|neighbor} is coming {on Friday|tonight}.",
         "The {nurse|guard|coach} gave me {a form|a key|a small bag} and closed the door.",
         "I {typed|wrote|spelled} my name and the {screen|page} {turned white|changed|moved on}.",
-        "My {bicycle|car|boat} stood in {another place|the yard|the shade} when I came out.",
+        "My {bicycle|car|boat} stood in {the sun|the yard|the shade} when I came out.",
         "I {found|kept|wore} the {ring|scarf|watch} that belonged to my {grandfather|grandmother}.",
         "The {music|engine|rain} stopped and I {could hear my watch|looked at my sister|put down my cup}.",
         "My {roommate|sister|brother} and I {painted the wall|changed the locks|moved the sofa} last weekend.",
@@ -67,10 +68,10 @@ NEUTRAL_TEMPLATES: dict[str, tuple[str, ...]] = {
         "We {drove|walked|rode} through the {tunnel|valley|old town} and I sat by the window.",
         "I {tasted|poured|stirred} the {soup|sauce|tea} that stood on my stove {since noon|all day}.",
         "Someone {sat down|stood|stopped} next to me on the {bench|bus|platform} and {spoke|pointed ahead}.",
-        "My {exam|interview|visit} was {moved to Monday|over at noon|on the second floor}, so I {went home|left early}.",
+        "My {exam|interview|visit} was {moved to Monday|over at noon|on the first floor}, so I {went home|left}.",
         "I {lifted|touched|opened} the {lid of the pot|old trunk|piano} in the house of my {aunt|uncle}.",
         "The {plane|ship|bus} left at {noon|eight} and I was {on board|at the gate}.",
-        "My {tooth|shoe|button} came off while I was {eating|walking|on the stairs}.",
+        "My {shoe|button|collar} came off while I was {eating|walking|on the stairs}.",
         "I {dialed|saved|found} the number that my {boss|cousin} wrote on the {napkin|wall}.",
         "We {planted|cut|moved} the {tree|hedge} behind my {house|school} {yesterday|in April}.",
         "I {switched on|carried|turned off} the lamp and looked at the {bed|floor|ceiling}.",
@@ -85,7 +86,7 @@ NEUTRAL_TEMPLATES: dict[str, tuple[str, ...]] = {
         "I {met|passed|saw} the new tenant in the hall {this morning|after dinner}.",
         "The {waiter|cook} brought my plate and {lifted the cover|put it before me}.",
         "My suitcase was {the last|the first} one on the belt {at the airport|in the hall}.",
-        "I woke up because the {window|radio|dog} {made a sound|was not where I left it}.",
+        "I woke up because the {window|radio|dog} {made a sound|was right next to me}.",
     ),
     "selection": (
         "I {watered|counted|moved} the {flowers|pots} on the balcony of my {aunt|flat}.",
@@ -253,7 +254,7 @@ _OTHERS = "you your yours yourself yourselves he him his himself she her hers he
 _SECOND_THIRD = frozenset(_OTHERS.split())
 _FIRST = frozenset("i me my mine myself we us our ours ourselves".split())
 # words that no wheel lists, though they tell how an event went
-_VERDICTS = frozenset("finally unfortunately luckily fortunately sadly thankfully great disaster success failure".split())
+_VERDICTS = frozenset("finally unfortunately luckily fortunately thankfully great disaster success failure".split())
 
 
 def filled(template: str) -> tuple[str, ...]:
@@ -285,7 +286,7 @@ def neutral_events(split: str) -> tuple[str, ...]:
 
 @cache
 def loaded_events(emotion: str, split: str) -> tuple[str, ...]:
-    """Events of a split that suggest one basic emotion without naming it: every situation in each of the split's frames.
+    """Events that suggest one basic emotion without naming it: every situation in each of the split's frames.
 
     >>> loaded_events("anger", "test")[0]
     'A few hours ago someone scratched my new car with a key on purpose.'
@@ -293,9 +294,7 @@ def loaded_events(emotion: str, split: str) -> tuple[str, ...]:
     _check(emotion, BASIC, "emotion")
     _check(split, SPLITS, "split")
     clauses = (clause for template in SITUATIONS[emotion].values() for clause in filled(template))
-    return tuple(
-        capitalized(frame.format(clause=clause)) for clause, frame in itertools.product(clauses, FRAMES[split])
-    )
+    return tuple(capitalized(frame.format(clause=clause)) for clause, frame in itertools.product(clauses, FRAMES[split]))
 
 
 def problems(event: str) -> list[str]:
@@ -328,14 +327,11 @@ def _person_problems(words: list[str]) -> list[str]:
 def _affect_problems(event: str, words: list[str]) -> list[str]:
     from emointerp.emotions import extract  # here, so that listing events needs no lexicon
 
-    named = list(dict.fromkeys([*_words_of(extract(event)), *(word for word in words if word in _VERDICTS)]))
+    found = [*extract(event), *extract(". ".join(words))]  # each word by itself too: "not happy" tells a feeling
+    named = list(dict.fromkeys([*(hit.text.lower() for hit in found), *(w for w in words if w in _VERDICTS)]))
     return [f"it tells the feeling ({', '.join(named)}): leave these words out"] if named else []
-
-
-def _words_of(extracted: list) -> list[str]:
-    return [getattr(found, "word", str(found)) for found in extracted]
 
 
 def _check(value: str, known: tuple[str, ...], what: str) -> None:
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
+        raise InputError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")

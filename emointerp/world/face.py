@@ -128,10 +128,7 @@ def _behind(subject: str, hair: str, look: Look, c: Brush) -> list[tuple[Path, s
                     fur,
                 )
             ],
-            "curly": [
-                (ellipse(x, y, 0.42), fur)
-                for x, y in ((-0.9, -0.2), (0.9, -0.2), (-0.7, -0.75), (0.7, -0.75), (0, -1.0))
-            ],
+            "curly": [(ellipse(x, y, 0.42), fur) for x, y in ((-0.9, -0.2), (0.9, -0.2), (-0.7, -0.75), (0.7, -0.75), (0, -1.0))],
             "bun": [(ellipse(0, -1.12, 0.36), fur)],
         }.get(hair, [])
         return back + ears
@@ -166,10 +163,13 @@ def draw_hair(canvas: Canvas, hair: str, look: Look, brush: Brush) -> None:
     if hair == "bald":
         return
     tall = look.head_tall
+    # outlines from the left temple over the top to the right one, and back along the forehead
     fringe = {
-        "short": [(-0.98, -0.25), (-0.95, -0.95), (0, -1.25), (0.95, -0.95), (0.98, -0.25), (0.7, -0.62), (0, -0.72), (-0.7, -0.62)],
+        "short": [(-0.98, -0.25), (-0.95, -0.95), (0, -1.25), (0.95, -0.95), (0.98, -0.25),
+                  (0.7, -0.62), (0, -0.72), (-0.7, -0.62)],
         "long": [(-1.02, 0.2), (-1.05, -0.95), (0, -1.28), (1.05, -0.95), (1.02, 0.2), (0.8, -0.5), (0.1, -0.8), (-0.8, -0.5)],
-        "curly": [(-1.0, -0.3), (-1.0, -0.95), (0, -1.3), (1.0, -0.95), (1.0, -0.3), (0.6, -0.66), (0.2, -0.6), (-0.2, -0.68), (-0.6, -0.6)],
+        "curly": [(-1.0, -0.3), (-1.0, -0.95), (0, -1.3), (1.0, -0.95), (1.0, -0.3),
+                  (0.6, -0.66), (0.2, -0.6), (-0.2, -0.68), (-0.6, -0.6)],
         "bun": [(-0.98, -0.2), (-0.92, -0.95), (0, -1.15), (0.92, -0.95), (0.98, -0.2), (0.6, -0.68), (0, -0.8), (-0.6, -0.68)],
     }[hair]  # fmt: skip
     brush.shape(canvas, smooth([(x, y * tall) for x, y in fringe]), brush.hair, look.outline * 0.8)
@@ -192,7 +192,11 @@ def draw_hat(canvas: Canvas, hat: str, color: str, look: Look, brush: Brush) -> 
             (smooth([(-0.75, top), (-0.7, top - 0.7), (0.7, top - 0.7), (0.75, top)]), color),
             (ellipse(0, top, 1.45, 0.2), color),
         ],
-        "beanie": [(crown, color), (box(-1.0, top - 0.15, 2.0, 0.28, 0.12), color), (ellipse(0, top - 0.78, 0.17), "#ffffff")],
+        "beanie": [
+            (crown, color),
+            (box(-1.0, top - 0.15, 2.0, 0.28, 0.12), color),
+            (ellipse(0, top - 0.78, 0.17), "#ffffff"),
+        ],
         "cap": [(crown, color), (ellipse(0.75, top + 0.06, 0.72, 0.13, 6), color)],
     }
     for shape, fill in parts[hat]:
@@ -251,7 +255,7 @@ def draw_hands(canvas: Canvas, face: Expression, look: Look, brush: Brush) -> No
             for y in (0.55, 0.68):
                 canvas.stroke(arc(0.12, y, 0.42, y + 0.02, 0.0), brush.ink, 0.03 * unit, 0.7)
     for side in (-1, 1) if face.steam > 0.05 else ():
-        for i, (x, y, r) in enumerate(((1.15, -0.35, 0.13), (1.34, -0.5, 0.16), (1.2, -0.62, 0.12))):
+        for x, y, r in ((1.15, -0.35, 0.13), (1.34, -0.5, 0.16), (1.2, -0.62, 0.12)):
             puff = ellipse(side * x, y, r * (0.5 + 0.5 * face.steam))
             canvas.fill(puff, "#f4f4f6", face.steam)
             canvas.stroke(puff, "#8a8790", 0.03 * unit, face.steam * 0.9)
@@ -290,9 +294,7 @@ def _eye(canvas: Canvas, f: Expression, look: Look, side: int, unit: float) -> N
         tip, out = x - side * wide * 0.75, x + side * wide * 0.95
         canvas.stroke(polyline((out, y - 0.11), (tip, y), (out, y + 0.11)), look.ink, line)
     elif f.eye_smile > 0.5 or shut > 0.5:
-        canvas.stroke(
-            arc(x - wide * 1.15, y + 0.06, x + wide * 1.15, y + 0.06, -0.16 * max(f.eye_smile, shut)), look.ink, line
-        )
+        canvas.stroke(arc(x - wide * 1.15, y + 0.06, x + wide * 1.15, y + 0.06, -0.16 * max(f.eye_smile, shut)), look.ink, line)
     elif f.eye_open * (1 - 0.9 * max(f.eye_tight, f.eye_smile, shut)) < 0.3:
         sag = 0.1 if f.mouth_curve or f.brow_inner or f.tears else 0.0
         canvas.stroke(arc(x - wide * 1.1, y, x + wide * 1.1, y, sag), look.ink, line)
@@ -305,9 +307,7 @@ def _open_eye(canvas: Canvas, f: Expression, look: Look, side: int, x: float, y:
     grow = 1 + 0.35 * max(opened - 1, 0)
     tall = r * look.eye_tall * opened
     look_down = 0.35 * f.gaze * r
-    ball = ellipse(
-        x, y, r * grow * (0.8 if look.eye in ("dot", "oval") else 1.25), tall * (1.0 if look.eye != "dot" else 0.8)
-    )
+    ball = ellipse(x, y, r * grow * (0.8 if look.eye in ("dot", "oval") else 1.25), tall * (1.0 if look.eye != "dot" else 0.8))
     staring = f.pupil < 0.85 or opened > 1.15
     if look.eye in ("white", "ring") or staring and look.eye == "oval":
         white = ellipse(x, y, r * grow * 1.3, r * 1.25 * opened)
@@ -349,15 +349,9 @@ def _nose_wrinkle(canvas: Canvas, f: Expression, look: Look, unit: float) -> Non
         return
     y = look.eye_y + 0.04
     for side in (-1, 1):
-        canvas.stroke(
-            polyline((side * 0.05, y + 0.06), (side * 0.14, y - 0.06)), look.ink, 0.7 * look.line * unit, f.nose_wrinkle
-        )
-        canvas.stroke(
-            polyline((side * 0.04, y + 0.17), (side * 0.15, y + 0.06)), look.ink, 0.7 * look.line * unit, f.nose_wrinkle
-        )
-        canvas.stroke(
-            arc(side * 0.16, y + 0.3, side * 0.34, y + 0.52, -0.05), look.ink, 0.7 * look.line * unit, f.nose_wrinkle
-        )
+        canvas.stroke(polyline((side * 0.05, y + 0.06), (side * 0.14, y - 0.06)), look.ink, 0.7 * look.line * unit, f.nose_wrinkle)
+        canvas.stroke(polyline((side * 0.04, y + 0.17), (side * 0.15, y + 0.06)), look.ink, 0.7 * look.line * unit, f.nose_wrinkle)
+        canvas.stroke(arc(side * 0.16, y + 0.3, side * 0.34, y + 0.52, -0.05), look.ink, 0.7 * look.line * unit, f.nose_wrinkle)
 
 
 def mouth_lips(f: Expression, look: Look) -> tuple[np.ndarray, np.ndarray]:
@@ -414,13 +408,9 @@ def _mouth(canvas: Canvas, f: Expression, look: Look, c: Brush, unit: float) -> 
         canvas.stroke(flow, look.ink, line * 0.8)
 
 
-def _open_mouth(
-    canvas: Canvas, f: Expression, look: Look, c: Brush, upper: np.ndarray, lower: np.ndarray, line: float
-) -> None:
+def _open_mouth(canvas: Canvas, f: Expression, look: Look, c: Brush, upper: np.ndarray, lower: np.ndarray, line: float) -> None:
     outline = Path(np.concatenate([upper, lower[::-1], upper[:1]]), closed=True)
-    inside = {"dark": look.ink, "red": "#9c2f37", "pink": "#d8636b", "empty": c.paper if not c.fills else c.skin}[
-        look.mouth
-    ]
+    inside = {"dark": look.ink, "red": "#9c2f37", "pink": "#d8636b", "empty": c.paper if not c.fills else c.skin}[look.mouth]
     canvas.fill(outline, inside)
     with canvas.clipped(outline):
         if look.mouth in ("red", "pink") and f.teeth < 0.75 and f.mouth_open > 0.3:

@@ -1,4 +1,4 @@
-"""Abstract moods: pictures without a face whose colours and shapes carry the feeling; at intensity 0 all become the same calm bands."""
+"""Abstract moods: pictures without a face whose colours and shapes carry the feeling; at intensity 0 all are calm bands."""
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -40,7 +40,15 @@ def _joy(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
 def _sadness(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
     for i, (x, y, r, w) in enumerate(u[:16]):
         long = (0.3 + 0.5 * r) * k
-        drip = smooth([(x - 0.02, -0.1), (x + 0.02, -0.1), (x + 0.02 + 0.02 * w, y * long), (x, y * long + long), (x - 0.03, y * long)])
+        drip = smooth(
+            [
+                (x - 0.02, -0.1),
+                (x + 0.02, -0.1),
+                (x + 0.02 + 0.02 * w, y * long),
+                (x, y * long + long),
+                (x - 0.03, y * long),
+            ]
+        )
         canvas.fill(drip, colors[1 + i % 3], 0.75)
     canvas.fill(smooth([(-0.2, 0.9), (0.5, 0.8), (1.2, 0.92), (1.2, 1.3), (-0.2, 1.3)]), colors[3], 0.8 * k)
 
@@ -54,11 +62,11 @@ def _anger(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
 
 
 def _fear(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
-    for i, (x, r, w, _) in enumerate(u[:14]):
+    for i, (x, r, _, _) in enumerate(u[:14]):
         top = 0.1 + 0.5 * r * (1.2 - k)
         lean = 0.5 + 0.55 * (x - 0.5)
         canvas.fill(polygon((x * 1.2 - 0.15, 1.05), (lean, top), (x * 1.2 - 0.03, 1.05)), colors[1 + i % 2], 0.8 * k)
-    for x, y, r, _ in u[20:24]:
+    for x, y in u[20:24, :2]:
         for dx in (-0.03, 0.03):
             canvas.fill(ellipse(0.15 + 0.7 * x + dx, 0.1 + 0.5 * y, 0.018 * k, 0.012 * k), colors[3])
     canvas.fill(ellipse(0.5, 0.9, 0.035), colors[3])
@@ -69,14 +77,26 @@ def _surprise(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
     for i in range(18):
         a, b = 2 * np.pi * i / 18, 2 * np.pi * (i + 0.55) / 18
         far = 0.25 + (0.6 + 0.5 * u[i, 2]) * k
-        canvas.fill(polygon((x0, y0), (x0 + far * np.cos(a), y0 + far * np.sin(a)), (x0 + far * np.cos(b), y0 + far * np.sin(b))), colors[1 + i % 3])
+        canvas.fill(
+            polygon((x0, y0), (x0 + far * np.cos(a), y0 + far * np.sin(a)), (x0 + far * np.cos(b), y0 + far * np.sin(b))),
+            colors[1 + i % 3],
+        )
     canvas.fill(ellipse(x0, y0, 0.12 * k), colors[0])
 
 
 def _disgust(canvas: Canvas, colors, k: float, u: np.ndarray) -> None:
     for i, (x, y, r, w) in enumerate(u[:12]):
         s = (0.08 + 0.1 * r) * k
-        blob = smooth([(x - s, y), (x - 0.6 * s, y - s), (x + 0.5 * s, y - 0.8 * s), (x + s, y + 0.2 * s), (x + 0.3 * s, y + s * (1 + 2 * w)), (x - 0.5 * s, y + 0.8 * s)])
+        blob = smooth(
+            [
+                (x - s, y),
+                (x - 0.6 * s, y - s),
+                (x + 0.5 * s, y - 0.8 * s),
+                (x + s, y + 0.2 * s),
+                (x + 0.3 * s, y + s * (1 + 2 * w)),
+                (x - 0.5 * s, y + 0.8 * s),
+            ]
+        )
         canvas.fill(blob, colors[1 + i % 3], 0.9)
     for x, y, r, _ in u[20:50]:
         canvas.fill(ellipse(x, y, 0.008 + 0.012 * r), colors[1 + int(4 * r) % 3], 0.9 * k)

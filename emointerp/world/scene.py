@@ -215,8 +215,18 @@ def sample_look(rng: np.random.Generator, subject: str = "smiley", style: str = 
     return Look(
         eye=eye,
         brow=str(rng.choice(["always", "moved", "never"], p=[0.35, 0.57, 0.08] if eye in ("white", "ring") else [0.4, 0.6, 0.0])),
-        mouth=str(rng.choice(["dark", "red", "pink", "empty"], p=[0.35, 0.25, 0.1, 0.3] if style == "line" else [0.4, 0.35, 0.15, 0.1])),
-        nose=str(rng.choice(["none", "dot", "line", "triangle"], p=[0.75, 0.1, 0.1, 0.05] if subject == "smiley" else [0.3, 0.3, 0.2, 0.2])),
+        mouth=str(
+            rng.choice(
+                ["dark", "red", "pink", "empty"],
+                p=[0.35, 0.25, 0.1, 0.3] if style == "line" else [0.4, 0.35, 0.15, 0.1],
+            )
+        ),
+        nose=str(
+            rng.choice(
+                ["none", "dot", "line", "triangle"],
+                p=[0.75, 0.1, 0.1, 0.05] if subject == "smiley" else [0.3, 0.3, 0.2, 0.2],
+            )
+        ),
         line=float(rng.uniform(0.045, 0.13)),
         outline=outline,
         ink=str(rng.choice(["#1c1a20", "#2b2530", "#3b2a22", "#26324a", "#000000", "#4a2a3a"])),
@@ -231,6 +241,17 @@ def sample_look(rng: np.random.Generator, subject: str = "smiley", style: str = 
         highlight=bool(rng.random() < 0.5),
         teeth_lines=bool(rng.random() < 0.6),
     )
+
+
+def with_intensity(scene: Scene, intensity: float) -> Scene:
+    """The same scene with its expression (or mood) faded to `intensity` in [0, 1]; everything else stays.
+
+    >>> with_intensity(Scene(emotion="joy", expression=Expression(mouth_curve=0.8)), 0.5).expression.mouth_curve
+    0.4
+    """
+    if scene.emotion == NEUTRAL or scene.intensity == 0:
+        return scene
+    return replace(scene, expression=scene.expression.faded(intensity / scene.intensity), intensity=intensity)
 
 
 def _skins(subject: str) -> dict[str, str]:
@@ -261,8 +282,8 @@ def sample_scene(
         subject = "smiley" if rng.random() < 0.3 else str(rng.choice([s for s in faces.SUBJECTS if s != "smiley"]))
     style = style or str(rng.choice(STYLES, p=[0.29, 0.26, 0.16, 0.22, 0.07]))
     mode, full = expressions.sample(emotion, rng)
-    close = subject == "smiley" or rng.random() < 0.25
-    size = scale or float(rng.uniform(0.3, 0.48) if close else rng.uniform(0.2, 0.32))
+    close = subject == "smiley" or rng.random() < 0.4
+    size = scale or float(rng.uniform(0.34, 0.48) if close else rng.uniform(0.27, 0.36))
     room = max(0.0, 0.47 - size)
     cut, hair = _haircut(subject, rng)
     hats = faces.HATS if subject in faces.PEOPLE else ("none",)
@@ -286,7 +307,7 @@ def sample_scene(
         glasses=bool(subject in faces.PEOPLE and rng.random() < 0.2),
         scale=size,
         x=float(0.5 + rng.uniform(-1, 1) * min(room, 0.12)),
-        y=float(0.5 + (rng.uniform(-1, 1) * min(room, 0.06) if close else rng.uniform(-0.07, 0.06))),
+        y=float(0.5 + (rng.uniform(-1, 1) * min(room, 0.06) if subject == "smiley" else rng.uniform(-0.02, 0.08))),
         tilt=float(rng.normal(0, 5)),
         ground=str(rng.choice(setting.GROUNDS)),
         look=sample_look(rng, subject, style),

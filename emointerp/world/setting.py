@@ -39,7 +39,10 @@ def draw_place(canvas: Canvas, place: str, brush: Brush, rng: np.random.Generato
 
 
 def _room(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:
-    wall, floor = rng.choice(["#f2dcc0", "#d8e4ea", "#e9d9e6", "#dfe8cf"]), rng.choice(["#b98a5e", "#a57a52", "#8f7a6a"])
+    wall, floor = (
+        rng.choice(["#f2dcc0", "#d8e4ea", "#e9d9e6", "#dfe8cf"]),
+        rng.choice(["#b98a5e", "#a57a52", "#8f7a6a"]),
+    )
     brush.shape(canvas, box(-0.1, -0.1, 1.2, 0.85), wall)
     brush.shape(canvas, box(-0.1, 0.75, 1.2, 0.4), floor)
     x = 0.08 + 0.06 * rng.random()
@@ -139,7 +142,11 @@ def _cup(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:
 def _broken_cup(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:
     left = polygon((-0.9, -0.4), (-0.35, -0.5), (-0.15, -0.1), (-0.3, 0.2), (-0.1, 0.6), (-0.75, 0.6))
     right = polygon((0.25, -0.35), (0.85, -0.15), (0.75, 0.65), (0.2, 0.7), (0.4, 0.3), (0.15, 0.05))
-    _shapes(canvas, brush, [(left, "#d06a5a"), (right, "#d06a5a"), (polygon((0.0, 0.75), (0.25, 0.85), (-0.1, 0.95)), "#d06a5a")])
+    _shapes(
+        canvas,
+        brush,
+        [(left, "#d06a5a"), (right, "#d06a5a"), (polygon((0.0, 0.75), (0.25, 0.85), (-0.1, 0.95)), "#d06a5a")],
+    )
 
 
 def _ball(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:

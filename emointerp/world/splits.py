@@ -134,9 +134,12 @@ def _scene(split: str, emotion: str, rng: np.random.Generator, hard: str | None,
     if hard in ("small", "occlusion", "noise"):
         options["style"] = _a_style(rng)
     if hard == "small":
-        options["scale"] = float(rng.uniform(0.13, 0.17))
+        options["scale"] = float(rng.uniform(0.17, 0.21))
     scene = _accepted(split, rng, emotion, strength, **options)
-    extra = {"noise": {"noise": float(rng.uniform(0.06, 0.12))}, "occlusion": {"occlusion": float(rng.uniform(0.25, 0.5))}}
+    extra = {
+        "noise": {"noise": float(rng.uniform(0.06, 0.12))},
+        "occlusion": {"occlusion": float(rng.uniform(0.25, 0.5))},
+    }
     return replace(scene, **extra.get(hard or "", {}))
 
 

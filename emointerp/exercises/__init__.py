@@ -1,0 +1,11 @@
+"""Checks of the course's exercises: each says what is wrong, not only that it is.
+
+>>> from emointerp import exercises
+>>> exercises.Verdict(False, "Not yet: the answer is still None.")
+Not yet: the answer is still None.
+"""
+
+from emointerp.exercises import start_here
+from emointerp.exercises.verdict import Verdict
+
+__all__ = ["Verdict", "start_here"]

@@ -1,0 +1,16 @@
+"""Models in hand: `load` one, make a `prompt` of a picture and an event, let it `generate`.
+
+>>> vlm = load()
+>>> from emointerp.world import sample
+>>> prompt = vlm.prompt(sample("test", 1)[0].scene, "The phone rang twice while I was cooking.")
+>>> len(prompt.visual), prompt.last - prompt.query[-1]
+(64, 1)
+"""
+
+from emointerp.models.familiarity import Familiarity, embeddings, familiarity
+from emointerp.models.images import to_image
+from emointerp.models.loading import BUNDLED, WEIGHTS, load
+from emointerp.models.prompts import Prompt
+from emointerp.models.vlm import VLM
+
+__all__ = ["BUNDLED", "VLM", "WEIGHTS", "Familiarity", "Prompt", "embeddings", "familiarity", "load", "to_image"]

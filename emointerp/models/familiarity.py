@@ -1,0 +1,75 @@
+"""How far a picture lies from those a model was trained on, measured in the vision tower's embedding.
+
+Mahalanobis distance of the pooled embedding from the training pictures (Lee et al. 2018), beside the distances of
+held-out pictures of the same world.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from emointerp.models.images import to_image
+from emointerp.models.vlm import VLM
+
+FILE = "familiarity.safetensors"
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """`distance` in standard deviations of the training pictures, `percentile` (0-100) among held-out pictures.
+
+    `typical` is the median distance of the held-out pictures.
+    """
+
+    distance: float
+    percentile: float
+    typical: float
+
+    @property
+    def far(self) -> bool:
+        """True where fewer than one held-out picture in a hundred lies as far out."""
+        return self.percentile > 99.0
+
+    def __str__(self) -> str:
+        ratio = f"{self.distance / self.typical:.1f} times the median distance of the drawn world's own pictures"
+        return f"{'far from' if self.far else 'like'} the training pictures: {ratio}"
+
+
+@torch.no_grad()
+def embeddings(vlm: VLM, pictures: list[Any], batch: int = 64) -> np.ndarray:
+    """Pooled embeddings of the vision tower, float32 [pictures, d_model].
+
+    Where the tower has no pooling, the mean over its patches.
+    """
+    rows = []
+    for start in range(0, len(pictures), batch):
+        images = [to_image(p) for p in pictures[start : start + batch]]
+        pixels = vlm.processor.image_processor(images=images, return_tensors="pt")
+        out = vlm.model.model.vision_tower(**vlm.placed(dict(pixels)))
+        pooled = getattr(out, "pooler_output", None)
+        rows.append((out.last_hidden_state.mean(1) if pooled is None else pooled).float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def fit(train: np.ndarray, held_out: np.ndarray, folder: Path, shrinkage: float = 0.05) -> None:
+    """Keep mean, whitening matrix and the sorted distances of held-out embeddings beside the weights."""
+    mean, covariance = train.mean(0), np.cov(train.T)
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(mean) * np.eye(len(mean))
+    whiten = np.linalg.cholesky(np.linalg.inv(covariance))
+    distances = np.sort(np.linalg.norm((held_out - mean) @ whiten, axis=1))
+    tensors = {"mean": mean, "whiten": whiten, "distances": distances}
+    save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in tensors.items()}, folder / FILE)
+
+
+def familiarity(vlm: VLM, picture: Any) -> Familiarity | None:
+    """How familiar a picture is to the model; None for a model that carries no statistics of its training pictures."""
+    if vlm.folder is None or not (Path(vlm.folder) / FILE).exists():
+        return None
+    kept = load_file(Path(vlm.folder) / FILE)
+    distance = float(np.linalg.norm((embeddings(vlm, [picture])[0] - kept["mean"]) @ kept["whiten"]))
+    percentile = 100.0 * float(np.searchsorted(kept["distances"], distance)) / len(kept["distances"])
+    return Familiarity(distance, percentile, float(np.median(kept["distances"])))

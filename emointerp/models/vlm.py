@@ -1,0 +1,125 @@
+"""A vision-language model in hand: prompts with their spans, and plain generation."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from emointerp.errors import InputError
+from emointerp.models.images import to_image
+from emointerp.models.prompts import Prompt, checked_text, visual_positions
+
+
+@dataclass(frozen=True)
+class VLM:
+    """The untouched Hugging Face model and its processor, under one roof.
+
+    `instruction` follows an event in a story prompt; `folder` is where the weights lie, if that is known.
+    """
+
+    name: str
+    model: PreTrainedModel = field(repr=False)
+    processor: ProcessorMixin = field(repr=False)
+    instruction: str
+    folder: str | None = field(default=None, repr=False)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.model.device
+
+    def prompt(self, image: Any, text: str, instruction: str | None = None) -> Prompt:
+        """A story prompt: a picture, an event, and the model's instruction to tell the story.
+
+        `image` is a path, a PIL image, an array or a `Scene`; `instruction` replaces the model's own, "" leaves it out.
+        For a plain question: `vlm.prompt(image, question, instruction="")`.
+        """
+        text = checked_text(text)
+        request = self.instruction if instruction is None else instruction
+        full = self._without_marks(f"{text} {request}".strip())
+        picture, rendered = to_image(image), self._rendered(full)
+        inputs = self._processed([picture], [rendered])
+        visual = visual_positions(inputs["input_ids"], self.model.config.image_token_id)
+        return Prompt(image=picture, text=full, rendered=rendered, inputs=inputs, visual=visual)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch: int = 32,
+        **options: Any,
+    ) -> str | list[str]:
+        """The model's answer to each prompt: greedy, or sampled at a `temperature` with a `seed`.
+
+        One prompt gives a string, a sequence gives a list of strings in its order. Sampling draws from the whole
+        distribution, unless `options`, which go to transformers' `generate`, say otherwise (`top_k`, `top_p`).
+        """
+        if isinstance(prompts, Prompt):
+            options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            return self.generate([prompts], **options)[0]
+        if temperature < 0:
+            raise InputError(f"The temperature is {temperature}; expected 0 (greedy) or more.")
+        if temperature:
+            options = {"top_k": 0, "top_p": 1.0} | options | {"temperature": temperature}
+        options |= {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+        answers: list[str] = []
+        with _seeded(seed, self.device), torch.no_grad():
+            for start in range(0, len(prompts), batch):
+                some = prompts[start : start + batch]
+                inputs = some[0].inputs if len(some) == 1 else self.batched(some)
+                tokens = self.model.generate(**self.placed(inputs), **options)
+                new = tokens[:, inputs["input_ids"].shape[1] :]
+                answers += [a.strip() for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return answers
+
+    def ask(self, image: Any, question: str, **options: Any) -> str:
+        """The answer to a plain question about a picture."""
+        return self.generate(self.prompt(image, question, instruction=""), **options)
+
+    def batched(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Model inputs of several prompts, padded on the left."""
+        return self._processed([p.image for p in prompts], [p.rendered for p in prompts])
+
+    def placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Model inputs on the model's device, pictures in the model's dtype."""
+        moved = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        floating = {k for k, v in moved.items() if torch.is_tensor(v) and v.is_floating_point()}
+        return {k: v.to(self.model.dtype) if k in floating else v for k, v in moved.items()}
+
+    def _without_marks(self, text: str) -> str:
+        """The text itself; one with a mark such as `<image>`, which would become the model's own token, is refused."""
+        marks = {*self.tokenizer.all_special_tokens, getattr(self.processor, "image_token", None)} - {None}
+        for mark in sorted(marks):
+            if mark in text:
+                raise InputError(f"The text holds {mark!r}, which the model reads as a mark of its own; leave it out.")
+        return text
+
+    def _rendered(self, text: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def _processed(self, images: list, texts: list[str]) -> dict[str, Any]:
+        padding = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        return dict(self.processor(images=images, text=texts, return_tensors="pt", **padding))
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device):
+    """Sampling with a seed that leaves the global random state as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

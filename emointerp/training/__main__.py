@@ -1,0 +1,100 @@
+"""`python -m emointerp.training`: make the bundled weights again; every stage continues where it was cut off."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import PreTrainedTokenizerFast, SiglipVisionModel
+
+from emointerp.errors import OutputError
+from emointerp.models.loading import SIDECAR, WEIGHTS, load
+from emointerp.training.loop import Recipe
+
+PICTURES = 60_000
+TOWER = Recipe(steps=17_500, batch=32, rate=7e-4, warmup=400)
+TEXT = Recipe(steps=600, batch=192, rate=1e-3, warmup=60)
+LLAVA = Recipe(steps=2_000, batch=32, rate=1.5e-3, warmup=200)
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+Folder = Annotated[Path, typer.Option(help="Where pictures, checkpoints and weights are kept.")]
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    from emointerp.training.tokenizer import train_tokenizer
+    from emointerp.world.language import vocabulary_sentences
+
+    if not (folder / "tokenizer" / "tokenizer_config.json").exists():
+        train_tokenizer(vocabulary_sentences()).save_pretrained(folder / "tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+
+
+@app.command()
+def tower(folder: Folder, seed: int = 0, steps: int = TOWER.steps, n: int = PICTURES) -> None:
+    """Stage 1: the vision tower learns what captions say of pictures."""
+    from emointerp.training.dual_encoder import train_tower
+
+    train_tower(folder, n, replace(TOWER, seed=seed, steps=steps))
+
+
+@app.command()
+def text(folder: Folder, seed: int = 0, steps: int = TEXT.steps, n: int = PICTURES) -> None:
+    """Stage 1, second step: the text encoder is tuned to the tower; writes FOLDER/siglip."""
+    from emointerp.training.dual_encoder import train_text
+
+    vision = SiglipVisionModel.from_pretrained(folder / "siglip-vision")
+    train_text(folder, _tokenizer(folder), vision, n, replace(TEXT, seed=seed, steps=steps))
+
+
+@app.command()
+def llava(folder: Folder, seed: int = 0, steps: int = LLAVA.steps, n: int = PICTURES) -> None:
+    """Stage 2: stories and answers; writes the finished model to FOLDER/tiny."""
+    from emointerp.training.llava import new_processor, train_llava
+    from emointerp.world.language import story_prompt
+
+    vision, tokenizer = SiglipVisionModel.from_pretrained(folder / "siglip-vision"), _tokenizer(folder)
+    model = train_llava(folder, tokenizer, vision, n, replace(LLAVA, seed=seed, steps=steps))
+    model.to(torch.float16).save_pretrained(folder / "tiny")
+    new_processor(tokenizer).save_pretrained(folder / "tiny")
+    (folder / "tiny" / SIDECAR).write_text(json.dumps({"instruction": story_prompt("").strip()}) + "\n")
+
+
+@app.command()
+def familiarity(folder: Folder, seed: int = 0, n: int = 4_000) -> None:
+    """Stage 3: statistics of the training pictures' embeddings, to tell the familiar from the strange."""
+    from emointerp.models.familiarity import embeddings, fit
+    from emointerp.training.data import examples
+    from emointerp.world.splits import HARD_TESTS, sample
+
+    vlm = load(folder / "tiny", dtype="float32")
+    train = embeddings(vlm, [e.scene for e in examples(n, seed)])
+    plain = sample("tuning", 600, seed=21, intensity=(0.2, 1.0))
+    hard = [e for h in HARD_TESTS for e in sample("tuning", 50, seed=22, hard=h)]
+    fit(train, embeddings(vlm, [e.scene for e in [*plain, *hard]]), folder / "tiny")
+
+
+@app.command()
+def card(
+    model: str = "tiny", each: int = 60, out: Annotated[Path | None, typer.Option(help="Folder for card.json.")] = None
+) -> None:
+    """Measure the model card's figures on the test split and print them."""
+    from emointerp.training import card as cards
+
+    figures = cards.measured(load(model, dtype="float32"), each)
+    print(cards.as_text(figures))
+    if out is not None:
+        cards.write(figures, out)
+
+
+@app.command()
+def install(folder: Folder) -> None:
+    """Copy the finished model into the package."""
+    if not (folder / "tiny" / "model.safetensors").exists():
+        raise OutputError(f"{folder / 'tiny'} holds no finished model; run the stage `llava` first.")
+    shutil.copytree(folder / "tiny", WEIGHTS / "tiny", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""The main job from the outside: what it writes, and the words and exit codes of what it refuses."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from emointerp.errors import InputError, ModelError, OutputError
+from emointerp.models import WEIGHTS
+from emointerp.tour import run
+from emointerp.world import sample
+
+bundled = pytest.mark.skipif(not (WEIGHTS / "tiny" / "model.safetensors").exists(), reason="the bundled weights are not there")
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """One tour for several tests: a drawn picture from a file, a photograph, and a name that needs escaping."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("tour")
+    photo, drawn = folder / "astronaut.png", folder / "<script>alert(1)</script>.png".replace("/", "_")
+    Image.fromarray(data.astronaut()).save(photo)
+    sample("test", 1, emotions=("joy",))[0].scene.image().save(drawn)
+    page = run(
+        [photo, drawn, sample("test", 1, emotions=("fear",))[0].scene],
+        event="I found a <b>letter</b> on the table.",
+        out=folder / "out",
+    )
+    return page, json.loads((page.parent / "results.json").read_text())
+
+
+@bundled
+def test_report_is_one_offline_page(report):
+    page, _ = report
+    html = page.read_text()
+    assert sorted(p.name for p in page.parent.iterdir()) == ["index.html", "results.json"]
+    assert "http:" not in html and "https:" not in html
+    assert html.count("data:image/png;base64,") >= 5
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "<b>letter</b>" not in html and "&lt;b&gt;letter" in html
+
+
+@bundled
+def test_report_is_unsure_of_a_photograph_and_not_of_its_own_world(report):
+    page, results = report
+    photo, drawn, scene = results["start_here"]["pictures"]
+    assert photo["percentile"] > 99 and photo["times the typical distance"] > 1.3
+    assert drawn["percentile"] < 99 and scene["percentile"] < 99
+    assert "Unsure: astronaut.png lies far" in page.read_text()
+
+
+@bundled
+def test_report_has_twins_of_scenes_only_and_intervals(report):
+    _, results = report
+    photo, _, scene = results["start_here"]["pictures"]
+    assert photo["twin's story"] is None and scene["twin's story"]
+    rate = results["start_here"]["test split"]["hit rate"]
+    assert rate["low"] <= rate["mean"] <= rate["high"] and rate["n"] == 120
+    shares = results["start_here"]["see or guess"]["named"]
+    assert all(abs(sum(row.values()) - 1) < 1e-3 for row in shares.values())
+
+
+BAD = {
+    "missing": (["--image", "nowhere.png"], 2, "No such picture: nowhere.png"),
+    "not an image": (["--image", "text.png"], 2, "not a picture that Pillow can read"),
+    "empty file": (["--image", "empty.png"], 2, "is empty (0 bytes)"),
+    "truncated": (["--image", "cut.png"], 2, "damaged or cut off"),
+    "bomb": (["--image", "bomb.png"], 2, "unpacks to too many pixels"),
+    "empty event": (["--event", "  "], 2, "The event is empty"),
+    "endless event": (["--event", "a " * 50_000], 2, "at most 2,000 are read"),
+    "unknown model": (["--model", "tinny"], 3, "Nearest known names: tiny"),
+    "out is taken": (["--out", "taken"], 4, "exists and is not empty"),
+    "out is a file": (["--out", "text.png"], 4, "is a file; --out expects a folder"),
+}
+
+
+def png_of_size(width, height):
+    """A PNG that says it is that large, without the pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.effect_noise((200, 200), 60).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])
+    (tmp_path / "bomb.png").write_bytes(png_of_size(20_000, 20_000))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("keep me")
+    return tmp_path
+
+
+def command(*arguments, folder, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "emointerp.cli", *arguments], cwd=folder, capture_output=True, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_words(case, bad_files):
+    arguments, code, words = BAD[case]
+    before = sorted(bad_files.rglob("*"))
+    done = command("tour", *arguments, folder=bad_files)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert sorted(bad_files.rglob("*")) == before
+
+
+def test_no_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    """Root may write anywhere, so the question to the system is answered for it here."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="No permission to write in"):
+        run(out=tmp_path / "report")
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(OutputError, match="No permission to write in"):
+        run(out=tmp_path / "report")
+
+
+def refuse(*_):
+    raise PermissionError
+
+
+def test_the_same_refusals_in_python(tmp_path):
+    with pytest.raises(InputError, match="No such picture"):
+        run([tmp_path / "no.png"])
+    with pytest.raises(ModelError, match="Cannot open the model 'llava-1.5-7b'"):
+        run(model="llava-1.5-7b", out=tmp_path / "a")
+
+
+@bundled
+def test_force_replaces_the_report_and_nothing_else(bad_files, monkeypatch):
+    monkeypatch.setattr("emointerp.tour.report.CHAPTERS", ())
+    page = bad_files / "taken" / "index.html"
+    page.write_text("an old report")
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        run(out=bad_files / "taken")
+    assert page.read_text() == "an old report"
+    run(out=bad_files / "taken", force=True)
+    assert (bad_files / "taken" / "mine.txt").read_text() == "keep me"
+    assert "an old report" not in page.read_text()
+
+
+def test_equal_names_are_numbered(bad_files):
+    from emointerp.tour.report import _named
+
+    assert [name for name, _ in _named(["a/x.png", "b/x.png", "y.png"])] == ["x.png (1)", "x.png (2)", "y.png"]
+
+
+@bundled
+def test_interrupt_leaves_nothing_behind(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emointerp.cli", "tour", "--out", "report"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "stories" not in (line := process.stderr.readline()) and process.poll() is None:
+        time.sleep(0.01) if not line else None
+    process.send_signal(signal.SIGINT)
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, words
+    assert "emointerp: Stopped." in words
+    assert not list(Path(tmp_path).iterdir())
