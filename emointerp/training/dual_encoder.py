@@ -78,7 +78,7 @@ def phrase_targets(scenes: list[Example]) -> tuple[torch.Tensor, torch.Tensor, t
     for row, some in zip(table, said, strict=True):
         row[[column[p] for p in some]] = 1
     values = torch.tensor([list(asdict(e.scene.expression).values()) for e in scenes])
-    return table, (values - values.mean(0)) / values.std(0), torch.tensor([e.scene.has_face for e in scenes])
+    return table, (values - values.mean(0)) / values.std(0).clamp(min=1e-3), torch.tensor([e.scene.has_face for e in scenes])
 
 
 class Reader(torch.nn.Module):

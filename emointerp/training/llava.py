@@ -25,7 +25,7 @@ from emointerp.world.language import questions, story, story_prompt
 from emointerp.world.splits import Example
 
 PATCHES, IMAGE_ID = 64, 3
-# what the first question of a training conversation is about, and how often; two more questions follow it
+# what the first question of a training conversation is about, and how often; one more question follows it
 FIRST = {"story": 0.56, "feeling": 0.15, "caption": 0.05, "other": 0.24}
 IGNORED = -100
 
@@ -62,7 +62,7 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Ten
     return model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1].float()
 
 
-def conversation(example: Example, rng: np.random.Generator, turns: int = 3) -> list[tuple[str, str]]:
+def conversation(example: Example, rng: np.random.Generator, turns: int = 2) -> list[tuple[str, str]]:
     """A training conversation about one picture: (request, answer) pairs."""
     asked = questions(example.scene, rng)
     kinds = [kind for kind, _, _ in asked]
