@@ -130,7 +130,13 @@ class SeeOrGuess:
         colors, left = ("#0072B2", "#E69F00", "#b9bec6", "#eceef1"), pd.Series(0.0, index=frame.index)
         for name, color in zip(NAMED, colors, strict=True):
             bars = axis.barh(frame.index, frame[name], left=left, color=color, edgecolor="white", label=name)
-            axis.bar_label(bars, [f"{v:.0%}" if v >= 0.06 else "" for v in frame[name]], label_type="center", fontsize=9)
+            axis.bar_label(
+                bars,
+                [f"{v:.0%}" if v >= 0.06 else "" for v in frame[name]],
+                label_type="center",
+                fontsize=9,
+                color="white" if color == colors[0] else "#23262d",
+            )
             left = left + frame[name]
         axis.invert_yaxis()
         axis.set(xlim=(0, 1), title="What the stories name")
@@ -217,9 +223,9 @@ class Scores:
             axis.bar(i, rate.mean, color=COLORS[emotion], width=0.7)
             axis.errorbar(i, rate.mean, [[rate.mean - rate.low], [rate.high - rate.mean]], color="#30343f", capsize=3)
         axis.set_xticks(range(7), (*BASIC, NEUTRAL))
-        axis.set(ylim=(0, 1.05), ylabel="share", title="Stories that name what the picture shows")
+        axis.set(xlim=(-0.6, 8.0), ylim=(0, 1.05), ylabel="share", title="Stories that name what the picture shows")
         axis.axhline(1 / 7, color="#6b7078", linestyle=":", linewidth=1)
-        axis.annotate("chance, seven ways", (6.45, 1 / 7), ha="right", va="bottom", fontsize=8, color="#6b7078")
+        axis.annotate("chance,\nseven ways", (6.45, 1 / 7), ha="left", va="bottom", fontsize=8, color="#6b7078")
         return figure
 
 

@@ -56,8 +56,8 @@ def _summary(readings: list[tuple[str, Reading]], measured: Scores, guessed: See
         f"Beside a neutral event the story names the pictured emotion in {_share(rates['hit rate'])} of clear test pictures, "
         f"and names an emotion for {_share(rates['false-emotion rate'])} of neutral ones.",
         f"On faces at {low:.0%} to {high:.0%} of their strength: {_share(conflict['neutral event'])} with a neutral event, and "
-        f"{_share(conflict['conflicting event'])} when the event suggests another feeling. Between the two, picture by picture, "
-        f"lie {_share(guessed.sway())}: what the words put in the model's mouth.",
+        f"{_share(conflict['conflicting event'])} when the event suggests another feeling. "
+        f"The cost of the contradicting words, picture by picture: {_share(guessed.sway())}.",
     ]
     far = [name for name, reading in readings if reading.familiarity and reading.familiarity.far]
     if far:
