@@ -305,7 +305,7 @@ def test_a_folder_without_a_model(tmp_path):
 @pytest.fixture
 def fitted(random_vlm, tmp_path):  # noqa: F811
     rng = np.random.default_rng(0)
-    width = random_vlm.model.config.vision_config.hidden_size
+    width = 2 * random_vlm.model.config.vision_config.hidden_size  # a mean and a deviation each
     train = rng.normal(size=(500, width)) @ rng.normal(size=(width, width)) + 3
     held_out = train[:50] + rng.normal(size=(50, width))
     shutil.copytree(random_folder(), tmp_path / "model")
@@ -346,10 +346,17 @@ def test_a_model_without_statistics_has_no_familiarity(random_vlm):  # noqa: F81
 
 
 @torch.no_grad()
-def test_embeddings_are_the_towers_pooled_output(random_vlm):  # noqa: F811
-    pixels = torch.cat([random_vlm.prompt(picture(i), EVENT).inputs["pixel_values"] for i in range(3)])
-    pooled = random_vlm.model.model.vision_tower(pixel_values=pixels).pooler_output.numpy()
-    assert np.allclose(embeddings(random_vlm, [picture(i) for i in range(3)], batch=2), pooled, atol=1e-5)
+def test_embeddings_are_those_of_the_middle_of_the_tower(random_vlm):  # noqa: F811
+    """Against a plain hook on the layer that ends the first half."""
+    tower, seen = random_vlm.model.model.vision_tower, []
+    layers = tower.encoder.layers if hasattr(tower, "encoder") else tower.vision_model.encoder.layers
+    handle = layers[(len(layers) + 1) // 2 - 1].register_forward_hook(
+        lambda *a: seen.append(a[2][0] if isinstance(a[2], tuple) else a[2])
+    )
+    found = embeddings(random_vlm, [picture(i) for i in range(3)], batch=3)
+    handle.remove()
+    by_hand = torch.cat([seen[0].mean(1), seen[0].std(1)], 1).numpy()
+    assert np.allclose(found, by_hand, atol=1e-5)
 
 
 # the bundled model

@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -53,8 +52,8 @@ def test_report_is_one_offline_page(report):
 def test_report_is_unsure_of_a_photograph_and_not_of_its_own_world(report):
     page, results = report
     photo, drawn, scene = results["start_here"]["pictures"]
-    assert photo["percentile"] > 99 and photo["times the typical distance"] > 1.3
-    assert drawn["percentile"] < 99 and scene["percentile"] < 99
+    assert photo["percentile"] > 95 and photo["times the typical distance"] > 1.2
+    assert drawn["percentile"] < 95 and scene["percentile"] < 95
     assert "Unsure: astronaut.png lies far" in page.read_text()
 
 
@@ -85,8 +84,9 @@ BAD = {
 
 def png_of_size(width, height):
     """A PNG that says it is that large, without the pixels."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"few"), b"IEND"]
+    packed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 @pytest.fixture
@@ -165,8 +165,9 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while "stories" not in (line := process.stderr.readline()) and process.poll() is None:
-        time.sleep(0.01) if not line else None
+    said = ""
+    while "stories" not in said and process.poll() is None:  # a progress bar ends no line
+        said += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     words = process.communicate(timeout=60)[1]
     assert process.returncode == 130, words

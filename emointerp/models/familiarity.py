@@ -1,7 +1,8 @@
 """How far a picture lies from those a model was trained on, measured in the vision tower's embedding.
 
-Mahalanobis distance of the pooled embedding from the training pictures (Lee et al. 2018), beside the distances of
-held-out pictures of the same world.
+Mahalanobis distance from the training pictures (Lee et al. 2018), beside the distances of held-out pictures of the same
+world. Taken halfway up the tower: the pooled embedding at its end keeps only what training asked for, and holds noise for
+an ordinary drawing (measured: percentile 43).
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Familiarity:
 
     @property
     def far(self) -> bool:
-        """True where fewer than one held-out picture in a hundred lies as far out."""
-        return self.percentile > 99.0
+        """True where fewer than one held-out picture in twenty lies as far out."""
+        return self.percentile > 95.0
 
     def __str__(self) -> str:
         ratio = f"{self.distance / self.typical:.1f} times the median distance of the drawn world's own pictures"
@@ -41,21 +42,18 @@ class Familiarity:
 
 @torch.no_grad()
 def embeddings(vlm: VLM, pictures: list[Any], batch: int = 64) -> np.ndarray:
-    """Pooled embeddings of the vision tower, float32 [pictures, d_model].
-
-    Where the tower has no pooling, the mean over its patches.
-    """
+    """Mean and standard deviation over the patches halfway up the vision tower, float32 [pictures, 2 * d_model]."""
     rows = []
     for start in range(0, len(pictures), batch):
         images = [to_image(p) for p in pictures[start : start + batch]]
         pixels = vlm.processor.image_processor(images=images, return_tensors="pt")
-        out = vlm.model.model.vision_tower(**vlm.placed(dict(pixels)))
-        pooled = getattr(out, "pooler_output", None)
-        rows.append((out.last_hidden_state.mean(1) if pooled is None else pooled).float().cpu().numpy())
+        layers = vlm.model.model.vision_tower(**vlm.placed(dict(pixels)), output_hidden_states=True).hidden_states
+        middle = layers[len(layers) // 2].float()
+        rows.append(torch.cat([middle.mean(1), middle.std(1)], dim=1).cpu().numpy())
     return np.concatenate(rows)
 
 
-def fit(train: np.ndarray, held_out: np.ndarray, folder: Path, shrinkage: float = 0.05) -> None:
+def fit(train: np.ndarray, held_out: np.ndarray, folder: Path, shrinkage: float = 1e-3) -> None:
     """Keep mean, whitening matrix and the sorted distances of held-out embeddings beside the weights."""
     mean, covariance = train.mean(0), np.cov(train.T)
     covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(mean) * np.eye(len(mean))

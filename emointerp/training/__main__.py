@@ -66,13 +66,12 @@ def familiarity(folder: Folder, seed: int = 0, n: int = 4_000) -> None:
     """Stage 3: statistics of the training pictures' embeddings, to tell the familiar from the strange."""
     from emointerp.models.familiarity import embeddings, fit
     from emointerp.training.data import examples
-    from emointerp.world.splits import HARD_TESTS, sample
+    from emointerp.world.splits import TRAIN_INTENSITY, sample
 
     vlm = load(folder / "tiny", dtype="float32")
     train = embeddings(vlm, [e.scene for e in examples(n, seed)])
-    plain = sample("tuning", 600, seed=21, intensity=(0.2, 1.0))
-    hard = [e for h in HARD_TESTS for e in sample("tuning", 50, seed=22, hard=h)]
-    fit(train, embeddings(vlm, [e.scene for e in [*plain, *hard]]), folder / "tiny")
+    held_out = sample("tuning", 1_000, seed=21, intensity=TRAIN_INTENSITY)
+    fit(train, embeddings(vlm, [e.scene for e in held_out]), folder / "tiny")
 
 
 @app.command()

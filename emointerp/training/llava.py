@@ -40,6 +40,7 @@ def new_model(tower: SiglipVisionModel) -> LlavaForConditionalGeneration:
         vision_config=tower.config.to_dict(), text_config=text.to_dict(), image_token_index=IMAGE_ID, image_token_id=IMAGE_ID,
         vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=PATCHES, projector_hidden_act="gelu",
     )  # fmt: skip
+    config.vision_config._name_or_path = ""  # where the tower lay on the disk that it was trained on
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
