@@ -164,6 +164,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell would have it ignored
     )
     said = ""
     while "stories" not in said and process.poll() is None:  # a progress bar ends no line

@@ -74,6 +74,7 @@ class Canvas:
         self._mask_boards: dict[str, RendererAgg] | None = {} if masks else None
         self._tags: tuple[str, ...] = ()
         self._clip: TransformedPath | None = None
+        self._kept: list[TransformedPath] = []  # Agg knows the last clip by its address, so none may die before the board
 
     @contextmanager
     def tag(self, *names: str):
@@ -93,6 +94,7 @@ class Canvas:
     def clipped(self, path: Path):
         """Draw inside `path` only."""
         before, self._clip = self._clip, TransformedPath(path, self.transform + self._pixels)
+        self._kept.append(self._clip)
         yield
         self._clip = before
 
