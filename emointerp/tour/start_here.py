@@ -110,6 +110,6 @@ def _explained(guessed: SeeOrGuess) -> str:
     return (
         f"<p>The same {len(guessed.table) // 5} test pictures (expressions at {low:.0%} to {high:.0%} of their strength) beside a "
         "neutral event, beside one that suggests their emotion, and beside one that suggests another; then their neutral twins, "
-        "and a plain gray picture with the contradicting event. What a gray picture's story names, "
-        "the words alone have put there.</p>"
+        "and a plain gray picture with the contradicting event. A gray picture shows "
+        "nothing: what its stories name comes from the words, or from the model's habit.</p>"
     )
