@@ -36,8 +36,9 @@ class Familiarity:
         return self.percentile > 95.0
 
     def __str__(self) -> str:
-        ratio = f"{self.distance / self.typical:.1f} times the median distance of the drawn world's own pictures, farther out than {self.percentile:.0f}% of them"
-        return f"{'far from' if self.far else 'like'} the training pictures: {ratio}"
+        ratio = f"{self.distance / self.typical:.1f} times the median distance of the drawn world's own pictures"
+        place = f"farther out than {self.percentile:.0f}% of them"
+        return f"{'far from' if self.far else 'like'} the training pictures: {ratio}, {place}"
 
 
 @torch.no_grad()
