@@ -26,7 +26,6 @@ from emointerp.world.language import story_prompt
 
 EVENT = "The phone rang twice while I was cooking."
 TURNS = [("What is in the picture?", "A smiling robot."), ("In what style?", "Yes, in ink."), ("Is it wet?", "No.")]
-bundled = pytest.mark.skipif(not (WEIGHTS / "tiny").is_dir(), reason="the bundled weights are not trained yet")
 
 
 def messages(turns: list[tuple[str, str]]) -> list[dict]:
@@ -103,7 +102,6 @@ def test_training_tokens_of_a_dialogue_are_those_of_the_processor(random_vlm):  
     assert random_vlm.tokenizer.decode(learnt) == " A smiling robot.</s> Yes, in ink.</s> No.</s>"
 
 
-@bundled
 def test_a_story_prompt_is_the_one_of_training():
     assert load().prompt(picture(), EVENT).text == story_prompt(EVENT)
 
@@ -362,14 +360,12 @@ def test_embeddings_are_those_of_the_middle_of_the_tower(random_vlm):  # noqa: F
 # the bundled model
 
 
-@bundled
 def test_the_bundled_model_opens_by_default():
     vlm = emointerp.load()
     assert vlm.name == "tiny" and vlm.model.dtype == torch.float32 and vlm.instruction == "Tell my story."
     assert vlm.prompt(picture(), EVENT).text == story_prompt(EVENT)
 
 
-@bundled
 @torch.no_grad()
 def test_the_auto_classes_open_the_bundled_model():
     vlm = emointerp.load()
@@ -380,7 +376,6 @@ def test_the_auto_classes_open_the_bundled_model():
     assert torch.equal(model(**inputs).logits, vlm.model(**prompt.inputs).logits)
 
 
-@bundled
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 @example(text=story_prompt(EVENT))
@@ -392,7 +387,6 @@ def test_the_bundled_tokens_are_those_of_training(text):
     assert inputs["input_ids"][0].tolist() == ids[: labels.count(-100)]
 
 
-@bundled
 def test_the_bundled_model_has_the_form_of_the_trained_one():
     config = emointerp.load().model.config
     expected = new_model(SiglipVisionModel(dual_encoder_config().vision_config)).config
@@ -400,7 +394,6 @@ def test_the_bundled_model_has_the_form_of_the_trained_one():
     assert random_config().image_token_id == config.image_token_id == 3
 
 
-@bundled
 def test_the_bundled_model_tells_a_story_in_sentences():
     vlm = emointerp.load()
     prompts = [vlm.prompt(picture(i), EVENT) for i in range(3)]
@@ -409,7 +402,6 @@ def test_the_bundled_model_tells_a_story_in_sentences():
     assert all(answer.endswith((".", "!", "?")) for answer in alone)
 
 
-@bundled
 def test_the_bundled_model_knows_noise_for_far():
     found = familiarity(emointerp.load(), picture())
     assert found is not None and found.far

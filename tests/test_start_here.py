@@ -12,12 +12,11 @@ from emointerp.emotions import BASIC, hit_rate, named
 from emointerp.errors import InputError
 from emointerp.exercises import start_here as exercise
 from emointerp.markup import marked
-from emointerp.models import WEIGHTS, load
+from emointerp.models import load
 from emointerp.start_here import CONDITIONS, NAMED, TWIN, Telling, read, scores, see_or_guess, tell, tell_all
 from emointerp.world import loaded_events, sample
 from emointerp.world.scene import with_intensity
 
-pytestmark = pytest.mark.skipif(not (WEIGHTS / "tiny" / "model.safetensors").exists(), reason="the bundled weights are not there")
 GRAY = Image.new("RGB", (128, 128), "#8a8f98")
 
 

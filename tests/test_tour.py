@@ -13,11 +13,8 @@ import pytest
 from PIL import Image
 
 from emointerp.errors import InputError, ModelError, OutputError
-from emointerp.models import WEIGHTS
 from emointerp.tour import run
 from emointerp.world import sample
-
-bundled = pytest.mark.skipif(not (WEIGHTS / "tiny" / "model.safetensors").exists(), reason="the bundled weights are not there")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +34,6 @@ def report(tmp_path_factory):
     return page, json.loads((page.parent / "results.json").read_text())
 
 
-@bundled
 def test_report_is_one_offline_page(report):
     page, _ = report
     html = page.read_text()
@@ -48,7 +44,6 @@ def test_report_is_one_offline_page(report):
     assert "<b>letter</b>" not in html and "&lt;b&gt;letter" in html
 
 
-@bundled
 def test_report_is_unsure_of_a_photograph_and_not_of_its_own_world(report):
     page, results = report
     photo, drawn, scene = results["start_here"]["pictures"]
@@ -57,7 +52,6 @@ def test_report_is_unsure_of_a_photograph_and_not_of_its_own_world(report):
     assert "Unsure: astronaut.png lies far" in page.read_text()
 
 
-@bundled
 def test_report_has_twins_of_scenes_only_and_intervals(report):
     _, results = report
     photo, _, scene = results["start_here"]["pictures"]
@@ -138,7 +132,6 @@ def test_the_same_refusals_in_python(tmp_path):
         run(model="llava-1.5-7b", out=tmp_path / "a")
 
 
-@bundled
 def test_force_replaces_the_report_and_nothing_else(bad_files, monkeypatch):
     monkeypatch.setattr("emointerp.tour.report.CHAPTERS", ())
     page = bad_files / "taken" / "index.html"
@@ -157,7 +150,6 @@ def test_equal_names_are_numbered(bad_files):
     assert [name for name, _ in _named(["a/x.png", "b/x.png", "y.png"])] == ["x.png (1)", "x.png (2)", "y.png"]
 
 
-@bundled
 def test_interrupt_leaves_nothing_behind(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "emointerp.cli", "tour", "--out", "report"],

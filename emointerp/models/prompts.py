@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from emointerp.errors import InputError
-
-MAX_CHARACTERS = 2_000
+from emointerp.world.events import MAX_LENGTH
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +50,8 @@ def checked_text(text: str, what: str = "event") -> str:
         raise InputError(f"The {what} is a {type(text).__name__}; expected {example}")
     if not text.strip():
         raise InputError(f"The {what} is empty; give {example}")
-    if len(text) > MAX_CHARACTERS:
-        limit = f"at most {MAX_CHARACTERS:,} are read. Shorten it to a sentence or two."
+    if len(text) > MAX_LENGTH:
+        limit = f"at most {MAX_LENGTH:,} are read. Shorten it to a sentence or two."
         raise InputError(f"The {what} has {len(text):,} characters; {limit}")
     if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
         raise InputError(f"The {what} holds bytes that are no text; give it in UTF-8, such as {example}")
