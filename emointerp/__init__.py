@@ -12,30 +12,58 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emointerp import emotions, exercises, models, plots, start_here, statistics, tour, training, widgets, world
-    from emointerp.models import load
+    from emointerp import (
+        emotions,
+        exercises,
+        lens,
+        models,
+        plots,
+        start_here,
+        statistics,
+        tour,
+        tracing,
+        training,
+        widgets,
+        world,
+    )
+    from emointerp.lens import logit_lens
+    from emointerp.models import activation_cache, bridge, load
     from emointerp.start_here import see_or_guess, tell
+    from emointerp.tracing import (
+        AddVector,
+        Metric,
+        ScaleAttention,
+        ScaleNeurons,
+        SetHead,
+        SetNeurons,
+        SetResidual,
+        block_attention,
+        collect,
+        generate,
+        load_edits,
+        run,
+        save_edits,
+        sweep,
+        verify,
+    )
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"load": "emointerp.models", "see_or_guess": "emointerp.start_here", "tell": "emointerp.start_here"}
+_FACES = {
+    "lens": "logit_lens",
+    "models": "activation_cache bridge load",
+    "start_here": "see_or_guess tell",
+    "tracing": "AddVector Metric ScaleAttention ScaleNeurons SetHead SetNeurons SetResidual block_attention collect generate "
+    "load_edits run save_edits sweep verify",
+}
+_FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for name in names.split()}
 
 __all__ = [
-    "__version__",
-    "emotions",
-    "exercises",
-    "load",
-    "models",
-    "plots",
-    "see_or_guess",
-    "start_here",
-    "statistics",
-    "tell",
-    "tour",
-    "training",
-    "widgets",
-    "world",
-]
+    "AddVector", "Metric", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons", "SetResidual", "__version__",
+    "activation_cache", "block_attention", "bridge", "collect", "emotions", "exercises", "generate", "lens", "load", "load_edits",
+    "logit_lens", "models", "plots", "run", "save_edits", "see_or_guess", "start_here", "statistics", "sweep", "tell", "tour",
+    "tracing", "training", "verify", "widgets", "world",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

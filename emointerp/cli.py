@@ -1,4 +1,4 @@
-"""The command line: `emointerp tour` (the main job) and `emointerp lab` (the course)."""
+"""The command line: `emointerp tour` (the main job), `emointerp lab` (the course), `emointerp verify` (do the tools agree)."""
 
 import sys
 from pathlib import Path
@@ -36,6 +36,21 @@ def tour(
 
     page = run(images=image or (), event=event, model=model, out=out, force=force)
     print(f"Report: {page}")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="'tiny' (bundled), a local folder, or a hub id.")] = "tiny",
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 shows most.")] = "auto",
+) -> None:
+    """Check that nnsight, sweeps, TransformerLens and plain hooks agree on a model."""
+    from emointerp.models import load
+    from emointerp.tracing import verify as verified
+
+    found = verified(load(model, device=device, dtype=dtype))
+    print(found)
+    raise typer.Exit(0 if found.agrees else 1)
 
 
 @app.command()

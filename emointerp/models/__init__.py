@@ -7,10 +7,14 @@
 (64, 1)
 """
 
+from emointerp.models.bridge import Bridge, activation_cache, bridge
 from emointerp.models.familiarity import Familiarity, embeddings, familiarity
 from emointerp.models.images import to_image
 from emointerp.models.loading import BUNDLED, WEIGHTS, load
 from emointerp.models.prompts import Prompt
 from emointerp.models.vlm import VLM
 
-__all__ = ["BUNDLED", "VLM", "WEIGHTS", "Familiarity", "Prompt", "embeddings", "familiarity", "load", "to_image"]
+__all__ = [
+    "BUNDLED", "VLM", "WEIGHTS", "Bridge", "Familiarity", "Prompt", "activation_cache", "bridge", "embeddings", "familiarity",
+    "load", "to_image",
+]  # fmt: skip

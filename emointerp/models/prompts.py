@@ -1,5 +1,6 @@
 """A prompt: a picture and a text as a model reads them, with the spans that the methods speak of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,31 @@ class Prompt:
     def query(self) -> tuple[int, ...]:
         """Positions of the text after the picture, without the last token."""
         return tuple(range(self.visual[-1] + 1, self.last))
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return self.input_ids.shape[1]
+
+    def span(self, name: str) -> tuple[int, ...]:
+        """Positions of a span by its name: "visual", "query", "last" or "all"."""
+        spans = {"visual": self.visual, "query": self.query, "last": (self.last,), "all": tuple(range(len(self)))}
+        if name not in spans:
+            raise InputError(f"A prompt has no span {name!r}; expected one of {', '.join(spans)}.")
+        if not spans[name]:
+            raise InputError(f"This prompt has no {name} tokens.")
+        return spans[name]
+
+    def positions(self, where: Iterable[str | int]) -> tuple[int, ...]:
+        """Token indices of spans and indices, in their order; negative indices count from the end."""
+        found: list[int] = []
+        for p in where:
+            if isinstance(p, str):
+                found += self.span(p)
+            elif -len(self) <= p < len(self):
+                found.append(p % len(self))
+            else:
+                raise InputError(f"Position {p} is outside this prompt of {len(self)} tokens (0 to {self.last}).")
+        return tuple(dict.fromkeys(found))
 
 
 def checked_text(text: str, what: str = "event") -> str:

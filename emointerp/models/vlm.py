@@ -1,19 +1,22 @@
 """A vision-language model in hand: prompts with their spans, and plain generation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from emointerp.errors import InputError
+from emointerp.models.anatomy import Anatomy, anatomy_of
 from emointerp.models.images import to_image
 from emointerp.models.prompts import Prompt, checked_text, visual_positions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VLM:
     """The untouched Hugging Face model and its processor, under one roof.
 
@@ -25,6 +28,11 @@ class VLM:
     processor: ProcessorMixin = field(repr=False)
     instruction: str
     folder: str | None = field(default=None, repr=False)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where the model's layers, heads, neurons and visual tokens are."""
+        return anatomy_of(self.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -45,9 +53,10 @@ class VLM:
         text = checked_text(text)
         request = self.instruction if instruction is None else instruction
         full = self._without_marks(f"{text} {request}".strip())
-        picture, rendered = to_image(image), self._rendered(full)
+        picture, rendered = to_image(_one(image)), self._rendered(full)
         inputs = self._processed([picture], [rendered])
-        visual = visual_positions(inputs["input_ids"], self.model.config.image_token_id)
+        visual = visual_positions(inputs["input_ids"], self.anatomy.image_token)
+        self._check_length(inputs["input_ids"].shape[1], len(visual))
         return Prompt(image=picture, text=full, rendered=rendered, inputs=inputs, visual=visual)
 
     def generate(
@@ -58,15 +67,17 @@ class VLM:
         temperature: float = 0.0,
         seed: int | None = None,
         batch: int = 32,
+        through: Callable[..., torch.Tensor] | None = None,
         **options: Any,
     ) -> str | list[str]:
         """The model's answer to each prompt: greedy, or sampled at a `temperature` with a `seed`.
 
         One prompt gives a string, a sequence gives a list of strings in its order. Sampling draws from the whole
         distribution, unless `options`, which go to transformers' `generate`, say otherwise (`top_k`, `top_p`).
+        `through(prompts, inputs, **options)` takes the place of the model's own `generate`, for one batch; tracing uses it.
         """
         if isinstance(prompts, Prompt):
-            options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "through": through}
             return self.generate([prompts], **options)[0]
         if temperature < 0:
             raise InputError(f"The temperature is {temperature}; expected 0 (greedy) or more.")
@@ -78,7 +89,8 @@ class VLM:
             for start in range(0, len(prompts), batch):
                 some = prompts[start : start + batch]
                 inputs = some[0].inputs if len(some) == 1 else self.batched(some)
-                tokens = self.model.generate(**self.placed(inputs), **options)
+                placed = self.placed(inputs)
+                tokens = through(some, placed, **options) if through else self.model.generate(**placed, **options)
                 new = tokens[:, inputs["input_ids"].shape[1] :]
                 answers += [a.strip() for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers
@@ -86,6 +98,13 @@ class VLM:
     def ask(self, image: Any, question: str, **options: Any) -> str:
         """The answer to a plain question about a picture."""
         return self.generate(self.prompt(image, question, instruction=""), **options)
+
+    def boxes(self, prompt: Prompt) -> np.ndarray:
+        """Where each visual token looks: float [visual tokens, 4], left, top, right, bottom in pixels of `prompt.image`.
+
+        NaN where a token stands for no place, as line breaks between rows of patches do.
+        """
+        return self.anatomy.family.boxes(prompt.image.size, prompt.inputs, self.processor, self.model.config)
 
     def batched(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Model inputs of several prompts, padded on the left."""
@@ -110,8 +129,24 @@ class VLM:
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def _processed(self, images: list, texts: list[str]) -> dict[str, Any]:
-        padding = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
-        return dict(self.processor(images=images, text=texts, return_tensors="pt", **padding))
+        options: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        opening = self.tokenizer.bos_token
+        if opening and texts[0].startswith(opening):  # a template that writes it; the tokenizer would write it again
+            options["add_special_tokens"] = False
+        return dict(self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", **options))
+
+    def _check_length(self, tokens: int, visual: int) -> None:
+        limit = self.anatomy.context
+        if tokens > limit:
+            came = f"The prompt has {tokens:,} tokens, {visual:,} of them for the picture; {self.name!r} reads at most {limit:,}"
+            raise InputError(f"{came}. Shorten the text, or make the picture smaller if most are the picture's.")
+
+
+def _one(image: Any) -> Any:
+    """The picture itself; several at once are refused."""
+    if isinstance(image, list | tuple):
+        raise InputError(f"{len(image)} pictures came where one was expected; make a prompt of each.")
+    return image
 
 
 @contextmanager

@@ -59,17 +59,17 @@ def batch_indices(step: int, batch: int, n: int, seed: int) -> np.ndarray:
     return out
 
 
-def augmented(pixels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+def augmented(pixels: np.ndarray, rng: np.random.Generator, drained: float = 0.15) -> torch.Tensor:
     """Pictures as the image processor gives them, float [batch, 3, 128, 128] in [-1, 1], mirrored and recoloured at random.
 
-    Colours are jittered and sometimes drained, so that the drawing's lines count for more than its paint.
+    Colours are jittered and, with probability `drained`, taken away, so that the drawing's lines count for more than its paint.
     """
     n = len(pixels)
     flip = rng.random(n) < 0.5
     pixels = np.where(flip[:, None, None, None], pixels[:, :, ::-1], pixels)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    gain = torch.from_numpy(rng.uniform(0.75, 1.15, (n, 3, 1, 1))).float()
-    shift = torch.from_numpy(rng.uniform(-0.15, 0.15, (n, 3, 1, 1))).float()
-    gray = torch.from_numpy(rng.random((n, 1, 1, 1)) < 0.15)
+    gain = torch.from_numpy(rng.uniform(0.85, 1.1, (n, 3, 1, 1))).float()
+    shift = torch.from_numpy(rng.uniform(-0.08, 0.08, (n, 3, 1, 1))).float()
+    gray = torch.from_numpy(rng.random((n, 1, 1, 1)) < drained)
     x = torch.where(gray, x.mean(1, keepdim=True), x)
     return (x * gain + shift).clamp(-1, 1)

@@ -25,8 +25,10 @@ from emointerp.world.language import questions, story, story_prompt
 from emointerp.world.splits import Example
 
 PATCHES, IMAGE_ID = 64, 3
-# what the first question of a training conversation is about, and how often; one more question follows it
+# what the first question of a training conversation is about, and how often
 FIRST = {"story": 0.56, "feeling": 0.15, "caption": 0.05, "other": 0.24}
+TURNS = 3  # short questions follow the first
+HARD_TO_LEARN = {"colour": 3.0, "how many": 3.0, "thing": 3.0}  # asked so many times as often as the other short questions
 IGNORED = -100
 
 
@@ -63,7 +65,7 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Ten
     return model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1].float()
 
 
-def conversation(example: Example, rng: np.random.Generator, turns: int = 2) -> list[tuple[str, str]]:
+def conversation(example: Example, rng: np.random.Generator, turns: int = TURNS) -> list[tuple[str, str]]:
     """A training conversation about one picture: (request, answer) pairs."""
     asked = questions(example.scene, rng)
     kinds = [kind for kind, _, _ in asked]
@@ -74,7 +76,9 @@ def conversation(example: Example, rng: np.random.Generator, turns: int = 2) -> 
         choices = [i for i, kind in enumerate(kinds) if kind == first] or list(range(len(asked)))
         opening = [asked[int(rng.choice(choices))][1:]]
     short = [i for i, kind in enumerate(kinds) if kind != "caption" and asked[i][1:] != opening[0]]
-    return opening + [asked[i][1:] for i in rng.permutation(short)[: turns - 1]]
+    weights = np.array([HARD_TO_LEARN.get(kinds[i], 1.0) for i in short])
+    chosen = rng.choice(short, min(turns - 1, len(short)), replace=False, p=weights / weights.sum())
+    return opening + [asked[i][1:] for i in chosen]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -125,7 +129,7 @@ def train_llava(
         rng = np.random.default_rng([recipe.seed, 2, step])
         ids, labels = collate([encode(tokenizer, conversation(scenes[i], rng)) for i in chosen])
         with torch.autocast("cpu", torch.bfloat16):
-            return language_loss(model, image_features(model, augmented(board[chosen], rng)), ids, labels)
+            return language_loss(model, image_features(model, augmented(board[chosen], rng, drained=0)), ids, labels)
 
     fit(model, loss_of, recipe, folder, "llava")
     return model.eval()

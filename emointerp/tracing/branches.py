@@ -1,0 +1,263 @@
+"""Many interventions on one prompt as branches of one tree: what comes before the first edited token is computed once.
+
+In causal attention the tokens before an edit do not feel it. So a prompt is read once (`Prefix`), and every intervention is a
+branch: its tokens from the first edited one on, run behind the shared keys and values. Short branches stand behind one another in
+one sequence, kept apart by a mask, and no cache is copied (a tree); long ones stand in rows of a batch, each with its copy of the
+cache. Both are exact up to the rounding of floating-point sums in another order, for every family:
+
+- Positions are given explicitly, the true ones (three axes in the Qwen families), so no state of the model is used.
+- The mask is a float mask of the model's dtype. Gemma 3 gets two, for full and sliding attention, and its image tokens, which
+  see each other in both directions, stay in one piece.
+- A branch may start among the image tokens: the language model is called with the embeddings that it got, tiled; Qwen3-VL's
+  deepstack features of the visual tokens are tiled with them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from emointerp.models import VLM, Prompt
+from emointerp.models.anatomy import part
+from emointerp.tracing.edits import Edit, ScaleAttention
+from emointerp.tracing.interleave import Visit, traced
+from emointerp.tracing.metrics import Metric
+from emointerp.tracing.plan import Layout, Plan, Rows, Tree, plan_answer, plan_prompt
+
+KEPT = 4  # prompts whose prefix stays in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A prompt read once without edits.
+
+    `embeds` [1, tokens, d_model] and `positions` [1, tokens] or [3, 1, tokens] are what the language model got; `keys_values` are
+    those of each layer, [1, kv heads, tokens, d_head]; `blocks` [tokens] numbers images whose tokens see each other, else -1;
+    `deepstack` holds Qwen3-VL's visual mask [1, tokens] and features, a list of [visual tokens, d_model].
+    """
+
+    prompt: Prompt
+    embeds: Tensor
+    positions: Tensor
+    keys_values: list[tuple[Tensor, Tensor]]
+    blocks: Tensor
+    deepstack: tuple[Tensor, list[Tensor]] | None
+    logits: Tensor
+
+
+def prefix_of(vlm: VLM, prompt: Prompt) -> Prefix:
+    """The prefix of a prompt; the last few are kept, and made again when the model's weights have been changed in place."""
+    kept: OrderedDict[tuple, Prefix] = vlm.__dict__.setdefault("_prefixes", OrderedDict())
+    state = sum(p._version for p in vlm.model.parameters())
+    key = (id(prompt), state, vlm.model.dtype, part(vlm.model, vlm.anatomy.family.language).config._attn_implementation)
+    if key not in kept:
+        kept[key] = _read(vlm, prompt)
+        while len(kept) > KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+@torch.no_grad()
+def _read(vlm: VLM, prompt: Prompt) -> Prefix:
+    model, cache = traced(vlm), DynamicCache()
+    language = part(model, vlm.anatomy.family.language)
+    inputs = vlm.placed(prompt.inputs)
+    with model.trace(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
+        given = language.inputs.save()
+        logits = model.output.logits[0, -1].save()
+    kwargs = given[1]
+    embeds = kwargs["inputs_embeds"]
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
+    if positions.ndim == 3:
+        positions = positions[-3:]  # a fourth axis would only serve to make a mask
+    deepstack = (kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]) if kwargs.get("deepstack_visual_embeds") else None
+    keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+    return Prefix(prompt, embeds, positions, keys_values, _blocks(vlm, prompt), deepstack, logits)
+
+
+def _blocks(vlm: VLM, prompt: Prompt) -> Tensor:
+    blocks = torch.full((len(prompt),), -1)
+    if vlm.anatomy.family.image_blocks:
+        where = torch.tensor(prompt.visual)
+        blocks[where] = torch.cat([torch.zeros(1, dtype=torch.long), (where.diff() > 1).long()]).cumsum(0)
+    return blocks
+
+
+def first_touched(vlm: VLM, prompt: Prompt, edits: Sequence[Edit]) -> int:
+    """The first prompt token that an edit changes: where its branch starts. At the latest the last token."""
+    where = [prompt.last]
+    for edit in edits:
+        listed = edit.query if isinstance(edit, ScaleAttention) else edit.positions
+        where += prompt.positions(p for p in listed if p != "answer")
+    start = min(where)
+    if vlm.anatomy.family.image_blocks and start in prompt.visual:
+        while start - 1 in prompt.visual:
+            start -= 1
+    return start
+
+
+@dataclass(eq=False)
+class Branches:
+    """Interventions on one prompt, all from token `start` on, as a tree or as rows of a batch."""
+
+    vlm: VLM
+    prefix: Prefix
+    edit_lists: Sequence[Sequence[Edit]]
+    start: int
+    tree: bool
+    cache: DynamicCache = field(init=False)
+    layout: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, self.length = len(self.edit_lists), len(self.prefix.prompt) - self.start
+        self.layout = Tree(self.start, self.length) if self.tree else Rows((0,) * n, self.start)
+        copies = 1 if self.tree else n
+        self.cache = DynamicCache(
+            [(k[:, :, : self.start].expand(copies, -1, -1, -1), v[:, :, : self.start].expand(copies, -1, -1, -1))
+             for k, v in self.prefix.keys_values]
+        )  # fmt: skip
+        self._seen = _Seen(self.prefix, self.start, n, self.tree)
+
+    def last(self, metric: Metric) -> Tensor:
+        """What the metric reads of each branch's last token: logits [branches, vocabulary], or the residual stream at its layer."""
+        plan, kept = self._plan(), []
+        ends = self._ends()
+        if metric.layer is None:
+            return self._logits(self._run(Visit(self.vlm), plan, self._inputs())[ends])
+        visit = Visit(self.vlm, {"residual": [metric.layer]}, lambda site, layer, value: kept.append(value.flatten(0, 1)[ends]))
+        self._run(visit, plan, self._inputs(), until=metric.layer)
+        return kept[0]
+
+    def answers(self, max_new_tokens: int, choose: Callable[[Tensor, Tensor], Tensor]) -> list[list[int]]:
+        """Greedy answers: `choose(token ids so far [branches, n], logits)` gives each branch's next token."""
+        ids = self.prefix.prompt.input_ids.to(self.vlm.device).expand(len(self.edit_lists), -1)
+        logits = self._logits(self._run(Visit(self.vlm), self._plan(), self._inputs())[self._ends()])
+        alive, ends = list(range(len(self.edit_lists))), _end_tokens(self.vlm)
+        found: list[list[int]] = [[] for _ in alive]
+        plan = None
+        for step in range(max_new_tokens):
+            chosen = choose(ids, logits)
+            for i, token in zip(alive, chosen.tolist(), strict=True):
+                found[i].append(token)
+            going = [k for k, token in enumerate(chosen.tolist()) if token not in ends]
+            if not going or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(alive) or plan is None:
+                alive = [alive[k] for k in going]
+                plan = plan_answer(self.edit_lists, [self.prefix.prompt], self.layout, alive, self.vlm.device)
+                self._drop(going)
+            ids = torch.cat([ids, chosen[:, None]], 1)[going]
+            logits = self._logits(self._run(Visit(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
+        return found
+
+    def _plan(self) -> Plan:
+        tokens = self.length * len(self.edit_lists) if self.tree else self.length
+        return plan_prompt(self.edit_lists, [self.prefix.prompt], self.layout, tokens, self.vlm.device)
+
+    def _ends(self) -> Tensor:
+        """Rows of the branches' last tokens among all tokens of the forward."""
+        return torch.arange(1, len(self.edit_lists) + 1, device=self.vlm.device) * self.length - 1
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            return part(self.vlm.model, self.vlm.anatomy.family.unembedding)(hidden)
+
+    @torch.no_grad()
+    def _run(self, visit: Visit, plan: Plan, inputs: dict[str, Any], until: int | None = None) -> Tensor | None:
+        """The language model on the branches' tokens; its last hidden state [tokens of all branches, d_model], or None if it
+        has to go only `until` a layer."""
+        language, hidden = part(traced(self.vlm), self.vlm.anatomy.family.language), None
+        with language.trace(**inputs, past_key_values=self.cache, use_cache=True) as tracer:
+            visit(plan)
+            if until is not None:
+                tracer.stop()
+            hidden = language.output.last_hidden_state.save()
+        return hidden if hidden is None else hidden.flatten(0, 1)
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the language model gets for the branches' own tokens of the prompt."""
+        n, prefix = len(self.edit_lists), self.prefix
+        embeds, positions = prefix.embeds[:, self.start :], prefix.positions[..., self.start :]
+        inputs = {"inputs_embeds": self._laid(embeds), "position_ids": self._laid(positions, -2)}
+        if prefix.deepstack is not None:
+            visual, features = prefix.deepstack
+            mine, before = visual[:, self.start :], int(visual[:, : self.start].sum())
+            inputs["visual_pos_masks"] = self._laid(mine)
+            inputs["deepstack_visual_embeds"] = [f[before:].repeat(n, 1) for f in features]
+        return inputs | {"attention_mask": self._masks(self._seen.own(self.length))}
+
+    def _next_inputs(self, tokens: Tensor, alive: Sequence[int], step: int) -> dict[str, Any]:
+        """What the language model gets for one more token of each branch that is still alive."""
+        embeds = self.vlm.model.get_input_embeddings()(tokens)
+        position = self.prefix.positions.max() + 1 + step
+        shape = (1, len(alive)) if self.tree else (len(alive), 1)
+        positions = position.expand(*self.prefix.positions.shape[:-2], *shape)
+        mask = self._seen.next(alive)
+        return {"inputs_embeds": embeds.view(*shape, -1), "position_ids": positions, "attention_mask": self._masks(mask)}
+
+    def _laid(self, value: Tensor, batch: int = 0) -> Tensor:
+        """A tensor of one branch, [1, tokens, …] with the batch axis at `batch`, laid out for all branches."""
+        n = len(self.edit_lists)
+        repeats = [1] * value.ndim
+        repeats[batch + self.tree] = n
+        return value.repeat(repeats)
+
+    def _masks(self, see: tuple[Tensor, Tensor]) -> Any:
+        """Float masks [1, 1, queries, keys] from what full attention and a sliding window may see."""
+        causal, distance = see
+        whole = self._float(causal)
+        window = self.vlm.anatomy.window
+        if window is None:
+            return whole
+        return {"full_attention": whole, "sliding_attention": self._float(causal & (distance < window))}
+
+    def _float(self, see: Tensor) -> Tensor:
+        dtype, device = self.prefix.embeds.dtype, self.vlm.device
+        return torch.zeros(see.shape, dtype=dtype).masked_fill(~see, -torch.inf)[None, None].to(device)
+
+    def _drop(self, going: Sequence[int]) -> None:
+        """Branches that ended leave a batch; in a tree their keys stay, unseen."""
+        if not self.tree:
+            self.cache.batch_select_indices(torch.tensor(going, device=self.vlm.device))
+
+
+class _Seen:
+    """Which key each query may see: token numbers and branch numbers of all keys so far (-1: the prefix, seen by all)."""
+
+    def __init__(self, prefix: Prefix, start: int, branches: int, tree: bool):
+        self.blocks, self.start, self.branches, self.tree = prefix.blocks, start, branches if tree else 1, tree
+        self.position = torch.arange(start)
+        self.branch, self.end = torch.full((start,), -1), len(prefix.prompt)
+
+    def own(self, length: int) -> tuple[Tensor, Tensor]:
+        """For the branches' own tokens of the prompt: what may be seen, and how far back it lies; [queries, keys] each."""
+        position = torch.arange(self.start, self.start + length).repeat(self.branches)
+        return self._add(position, torch.arange(self.branches).repeat_interleave(length))
+
+    def next(self, alive: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """For one more token of each branch that is alive."""
+        branch = torch.tensor(alive) if self.tree else torch.zeros(1, dtype=torch.long)
+        self.end += 1
+        return self._add(torch.full((len(branch),), self.end - 1), branch)
+
+    def _add(self, position: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        self.position, self.branch = torch.cat([self.position, position]), torch.cat([self.branch, branch])
+        distance = position[:, None] - self.position
+        mine = (self.branch < 0) | (branch[:, None] == self.branch)
+        return ((distance >= 0) | self._same_image(position)) & mine, distance
+
+    def _same_image(self, position: Tensor) -> Tensor:
+        queries, keys = (torch.cat([self.blocks, torch.full((self.end,), -1)])[p] for p in (position, self.position))
+        return (queries[:, None] == keys) & (queries[:, None] >= 0)
+
+
+def _end_tokens(vlm: VLM) -> set[int]:
+    ends = vlm.model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list | tuple) else {ends}

@@ -1,0 +1,305 @@
+"""Edits: interventions as values.
+
+An edit says what it touches (the residual stream, a head, neurons, attention), where (a layer and positions), and how. It knows
+nothing of a model, so the same list means the same on every family and every backend; a slider only changes a number in one.
+
+Positions are the spans of a prompt ("visual", "query", "last"), "all" of the prompt, "answer" (every token generated after it), or
+token indices (negative ones count from the prompt's end); several may stand in a tuple.
+
+>>> AddVector(layer=3, vector=torch.ones(4), alpha=2.0)
+AddVector(layer=3, vector=<4, norm 2>, alpha=2.0, positions=('last', 'answer'))
+>>> ScaleNeurons(layer=1, neurons=(5, 8), factor=1.5) == ScaleNeurons(1, [5, 8], 1.5)
+True
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emointerp.errors import InputError
+
+SPANS = ("visual", "query", "last", "all", "answer")
+Positions = str | int | Iterable[str | int]
+FROM_LAST = ("last", "answer")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Edit:
+    """What all edits share: they print readably, compare by value, and refuse what cannot mean anything."""
+
+    layer: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, int) or self.layer < 0:
+            raise InputError(f"{self._name}: layer is {self.layer!r}; expected a number from 0 up.")
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _values(self) -> list[tuple[str, Any]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+
+    def __repr__(self) -> str:
+        return f"{self._name}({', '.join(f'{name}={_shown(value)}' for name, value in self._values())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(
+            _same(a, b) for (_, a), (_, b) in zip(self._values(), other._values(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._name, *(value for _, value in self._values() if not torch.is_tensor(value))))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Write(Edit):
+    """An edit that writes values at `positions` of a site: "residual", "heads" or "neurons", by "set", "add" or "scale"."""
+
+    site: ClassVar[str]
+    how: ClassVar[str]
+
+    def units(self) -> tuple[int, ...]:
+        """Heads or neurons that are written; the residual stream is one unit."""
+        return (0,)
+
+    def written(self, n: int) -> Tensor:
+        """What is written at `n` positions: [n, units, width of a unit]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AddVector(Write):
+    """Add `alpha * vector` to the residual stream after a layer; `vector` [d_model]. Steering."""
+
+    site, how = "residual", "add"
+    vector: Tensor
+    alpha: float = 1.0
+    positions: Positions = FROM_LAST
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(vector=_tensor(self, "vector", self.vector, 1), positions=_positions(self, self.positions))
+        _check_number(self, "alpha", self.alpha)
+
+    def written(self, n: int) -> Tensor:
+        return (self.alpha * self.vector).expand(n, 1, -1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetResidual(Write):
+    """Put `value` in the place of the residual stream after a layer; [d_model], or [positions, d_model]. Patching, ablation."""
+
+    site, how = "residual", "set"
+    value: Tensor
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(value=_tensor(self, "value", self.value, 1, 2), positions=_positions(self, self.positions))
+        _check_fixed(self, self.value.ndim == 2)
+
+    def written(self, n: int) -> Tensor:
+        return _rows(self, self.value, n)[:, None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetHead(Write):
+    """Put `value` in the place of a head's output before `o_proj`; [d_head], or [positions, d_head]. Head patching."""
+
+    site, how = "heads", "set"
+    head: int
+    value: Tensor
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(head=_units(self, "head", (self.head,))[0])
+        self._set(value=_tensor(self, "value", self.value, 1, 2), positions=_positions(self, self.positions))
+        _check_fixed(self, self.value.ndim == 2)
+
+    def units(self) -> tuple[int, ...]:
+        return (self.head,)
+
+    def written(self, n: int) -> Tensor:
+        return _rows(self, self.value, n)[:, None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetNeurons(Write):
+    """Put `value` in the place of neurons' activations (the input of `down_proj`); [neurons], or [positions, neurons]."""
+
+    site, how = "neurons", "set"
+    neurons: Sequence[int]
+    value: Tensor
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(neurons=_units(self, "neurons", self.neurons), positions=_positions(self, self.positions))
+        self._set(value=_tensor(self, "value", self.value, 1, 2))
+        _check_fixed(self, self.value.ndim == 2)
+        if self.value.shape[-1] != len(self.neurons):
+            raise InputError(f"SetNeurons: {len(self.neurons)} neurons, but values for {self.value.shape[-1]}.")
+
+    def units(self) -> tuple[int, ...]:
+        return self.neurons
+
+    def written(self, n: int) -> Tensor:
+        return _rows(self, self.value, n)[..., None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleNeurons(Write):
+    """Multiply neurons' activations (the input of `down_proj`) by `factor`. Neuron amplification."""
+
+    site, how = "neurons", "scale"
+    neurons: Sequence[int]
+    factor: float
+    positions: Positions = FROM_LAST
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(neurons=_units(self, "neurons", self.neurons), positions=_positions(self, self.positions))
+        _check_number(self, "factor", self.factor)
+
+    def units(self) -> tuple[int, ...]:
+        return self.neurons
+
+    def written(self, n: int) -> Tensor:
+        return torch.full((n, len(self.neurons), 1), float(self.factor))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleAttention(Edit):
+    """Multiply attention from `query` to `key` positions by `factor` before it is normalised; 0 blocks it. `heads` None: all.
+
+    `log factor` is added to the scores before the softmax, which equals scaling after it and normalising again.
+    """
+
+    factor: float
+    query: Positions = FROM_LAST
+    key: Positions = "visual"
+    heads: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(query=_positions(self, self.query), key=_positions(self, self.key))
+        if self.heads is not None:
+            self._set(heads=_units(self, "heads", self.heads))
+        _check_number(self, "factor", self.factor)
+        if self.factor < 0:
+            raise InputError(f"ScaleAttention: factor is {self.factor}; expected 0 (blocked) or more.")
+        if "answer" in self.key:
+            raise InputError("ScaleAttention: keys are tokens of the prompt; 'answer' is possible among the queries only.")
+
+
+EDITS = {edit.__name__: edit for edit in (AddVector, SetResidual, SetHead, SetNeurons, ScaleNeurons, ScaleAttention)}
+
+
+def block_attention(layer: int, query: Positions, key: Positions, heads: Sequence[int] | None = None) -> ScaleAttention:
+    """Attention from `query` to `key` positions knocked out in a layer."""
+    return ScaleAttention(layer, 0.0, query, key, heads)
+
+
+def save_edits(edits: Sequence[Edit], file: str | Path) -> None:
+    """Write edits to `file` as JSON, their tensors beside it in a `.safetensors` file."""
+    file, tensors, rows = Path(file), {}, []
+    for i, edit in enumerate(edits):
+        row: dict[str, Any] = {"edit": type(edit).__name__}
+        for name, value in edit._values():
+            if torch.is_tensor(value):
+                tensors[f"{i}.{name}"] = value.contiguous()
+                value = {"tensor": f"{i}.{name}"}
+            row[name] = value
+        rows.append(row)
+    save_file(tensors, file.with_suffix(".safetensors"))
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def load_edits(file: str | Path) -> list[Edit]:
+    """Read what `save_edits` wrote."""
+    file = Path(file)
+    tensors, edits = load_file(file.with_suffix(".safetensors")), []
+    for row in json.loads(file.read_text()):
+        kind = row.pop("edit")
+        if kind not in EDITS:
+            raise InputError(f"{file} holds an edit {kind!r}; known are {', '.join(EDITS)}.")
+        values = {k: tensors[v["tensor"]] if isinstance(v, dict) else v for k, v in row.items()}
+        edits.append(EDITS[kind](**values))
+    return edits
+
+
+def _shown(value: Any) -> str:
+    if not torch.is_tensor(value):
+        return repr(value)
+    return f"<{' x '.join(map(str, value.shape))}, norm {float(value.float().norm()):.4g}>"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+def _positions(edit: Edit, given: Positions) -> tuple[str | int, ...]:
+    listed = (given,) if isinstance(given, str | int) else tuple(given)
+    for p in listed:
+        if isinstance(p, bool) or not isinstance(p, str | int) or (isinstance(p, str) and p not in SPANS):
+            raise InputError(f"{edit._name}: {p!r} is no position; expected a token index or one of {', '.join(SPANS)}.")
+    if not listed:
+        raise InputError(f"{edit._name}: no positions are given; expected token indices or spans such as 'last'.")
+    return listed
+
+
+def _units(edit: Edit, what: str, given: Sequence[int]) -> tuple[int, ...]:
+    listed = tuple(int(i) for i in given)
+    if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
+        raise InputError(f"{edit._name}: {what} is {given!r}; expected different numbers from 0 up.")
+    return listed
+
+
+def _tensor(edit: Edit, what: str, given: Any, *dimensions: int) -> Tensor:
+    if not torch.is_tensor(given):
+        given = torch.as_tensor(given, dtype=torch.float32)
+    if given.device.type == "meta":
+        raise InputError(f"{edit._name}: {what} lies on the meta device, so it holds no numbers; load the weights first.")
+    if not given.is_floating_point():
+        raise InputError(f"{edit._name}: {what} has dtype {given.dtype}; expected floating-point numbers.")
+    if given.ndim not in dimensions:
+        expected = " or ".join(("a number", "a vector", "a matrix")[d] for d in dimensions)
+        raise InputError(f"{edit._name}: {what} has shape {list(given.shape)}; expected {expected}.")
+    if not torch.isfinite(given).all():
+        raise InputError(f"{edit._name}: {what} holds NaN or infinity; look at where it was computed.")
+    return given.detach()
+
+
+def _check_number(edit: Edit, what: str, value: float) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{edit._name}: {what} is {value!r}; expected a finite number.")
+
+
+def _check_fixed(edit: Edit, per_position: bool) -> None:
+    """A value per position needs positions that are known before anything is generated."""
+    if per_position and "answer" in edit.positions:
+        raise InputError(f"{edit._name}: one value a position cannot go with 'answer', whose length is not known; give one value.")
+
+
+def _rows(edit: Edit, value: Tensor, n: int) -> Tensor:
+    """[n, width]: the value of each position, or the same at all."""
+    if value.ndim == 1:
+        return value.expand(n, -1)
+    if len(value) != n:
+        raise InputError(f"{edit._name}: values for {len(value)} positions, but {edit.positions} are {n} in this prompt.")
+    return value

@@ -1,0 +1,82 @@
+"""The one place where nnsight meets the model: visiting the sites of each layer in the order in which a forward reaches them."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from nnsight import NNsight
+from torch import Tensor
+
+from emointerp.errors import InputError
+from emointerp.models import VLM
+from emointerp.models.anatomy import part
+from emointerp.tracing.plan import Plan
+
+_TRACED: WeakKeyDictionary[torch.nn.Module, NNsight] = WeakKeyDictionary()
+
+
+def traced(vlm: VLM) -> NNsight:
+    """nnsight's view of a model; the model itself and its results stay as they are."""
+    if vlm.model not in _TRACED:
+        _TRACED[vlm.model] = NNsight(vlm.model)
+    return _TRACED[vlm.model]
+
+
+@dataclass
+class Visit:
+    """A walk through the layers inside a trace: it does a plan's writes, and hands what is `wanted` to `keep`, after the writes.
+
+    `wanted` names layers for a site ("residual", "heads", "neurons", "attention"); `keep(site, layer, tensor)` gets tensors
+    [batch, token, width], or [batch, head, query, key] for attention. Call the visit with a plan inside the trace's body.
+    """
+
+    vlm: VLM
+    wanted: dict[str, Collection[int]] = field(default_factory=dict)
+    keep: Callable[[str, int, Tensor], None] = lambda site, layer, tensor: None
+
+    def __call__(self, plan: Plan) -> None:
+        layers, anatomy = part(traced(self.vlm), self.vlm.anatomy.layers), self.vlm.anatomy
+        for i in sorted(plan.layers.union(*self.wanted.values())):
+            layer = layers[i]
+            if i in plan.attention:
+                layer.self_attn.inputs = _biased(layer.self_attn.inputs, plan, i, anatomy.n_heads)
+            self._site(layer.self_attn.o_proj, "input", plan, i, "heads", anatomy.n_heads)
+            if i in self.wanted.get("attention", ()):
+                self.keep("attention", i, layer.self_attn.output[1])
+            self._site(layer.mlp.down_proj, "input", plan, i, "neurons", anatomy.d_mlp)
+            self._site(layer, "output", plan, i, "residual", 1)
+
+    def _site(self, module: Any, side: str, plan: Plan, layer: int, site: str, n_units: int) -> None:
+        edited, kept = (layer, site) in plan.sites, layer in self.wanted.get(site, ())
+        if not edited and not kept:
+            return
+        value = getattr(module, side)
+        if edited:
+            value = plan.apply(layer, site, value, n_units)
+            setattr(module, side, value)
+        if kept:
+            self.keep(site, layer, value)
+
+
+def _biased(inputs: tuple, plan: Plan, layer: int, n_heads: int) -> tuple:
+    """The inputs of an attention layer with the plan's scores added to its mask."""
+    args, kwargs = inputs
+    hidden, cache = args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")
+    seen = hidden.shape[1] + (cache.get_seq_length(layer) if cache is not None else 0)
+    mask = _additive(kwargs.get("attention_mask"), hidden, seen)
+    bias = plan.bias(layer, (hidden.shape[0], n_heads, hidden.shape[1], seen), mask)
+    return args, {**kwargs, "attention_mask": mask + bias[..., seen - mask.shape[-1] :]}  # a sliding cache holds the last keys only
+
+
+def _additive(mask: Tensor | None, hidden: Tensor, keys: int) -> Tensor:
+    """An attention mask as scores to add, 0 or -inf, [batch or 1, 1, queries, keys]; without one, the causal mask."""
+    if mask is None:
+        queries = hidden.shape[1]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).tril(keys - queries)[None, None]
+    if mask.ndim != 4:
+        raise InputError("Attention cannot be scaled under this attn_implementation; load the model with 'sdpa' or 'eager'.")
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, -torch.inf)

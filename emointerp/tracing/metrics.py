@@ -1,0 +1,78 @@
+"""Metrics: a number for each forward, a function of the last token's logits or of the residual stream there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from emointerp.errors import InputError
+from emointerp.models import VLM
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`function` maps the last token's logits [forwards, vocabulary] to [forwards] or [forwards, values].
+
+    Where a `layer` is given, it maps the residual stream after that layer, [forwards, d_model], instead.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    layer: int | None = None
+    name: str = "metric"
+
+    def __call__(self, last: Float[Tensor, "forwards width"]) -> Tensor:
+        """The metric of each forward."""
+        value = self.function(last)
+        if value.shape[:1] != last.shape[:1]:
+            raise InputError(
+                f"The metric {self.name!r} gave shape {list(value.shape)} for {len(last)} forwards; expected one row each."
+            )
+        return value
+
+
+def as_metric(given: Metric | Callable[[Tensor], Tensor]) -> Metric:
+    """A metric itself, or one made of a function of logits."""
+    return given if isinstance(given, Metric) else Metric(given, name=getattr(given, "__name__", "metric"))
+
+
+def first_tokens(vlm: VLM, words: Sequence[str]) -> list[int]:
+    """The first token of each word as it stands inside a sentence; words of several tokens are stood for by their first.
+
+    Different words may share a first token; each token is given once, in the order of the words.
+    """
+    ids = [vlm.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+    for word, found in zip(words, ids, strict=True):
+        if not found:
+            raise InputError(f"The word {word!r} has no token in this model's vocabulary.")
+    return list(dict.fromkeys(_first(vlm, found) for found in ids))
+
+
+def _first(vlm: VLM, ids: list[int]) -> int:
+    """The first id that is more than a space."""
+    return next((i for i in ids if vlm.tokenizer.decode([i]).strip()), ids[0])
+
+
+def logit_mass(vlm: VLM, words: Sequence[str]) -> Metric:
+    """Log of the summed probability of the words' first tokens, in nats."""
+    ids = first_tokens(vlm, words)
+    return Metric(lambda logits: F.log_softmax(logits.float(), -1)[:, ids].logsumexp(-1), name=f"log p({words[0]}, …)")
+
+
+def logit_difference(vlm: VLM, word: str, other: str) -> Metric:
+    """Logit of one word's first token less that of another's."""
+    a, b = first_tokens(vlm, [word])[0], first_tokens(vlm, [other])[0]
+    return Metric(lambda logits: logits[:, a] - logits[:, b], name=f"logit({word}) - logit({other})")
+
+
+def projection(direction: Float[Tensor, " d_model"], layer: int) -> Metric:
+    """Length of the residual stream after a layer along a direction, at the last token."""
+    unit = direction / direction.norm()
+    return Metric(lambda h: h @ unit.to(h), layer, f"projection at layer {layer}")
+
+
+def cosine(direction: Float[Tensor, " d_model"], layer: int) -> Metric:
+    """Cosine between the residual stream after a layer and a direction, at the last token."""
+    return Metric(lambda h: torch.cosine_similarity(h, direction.to(h)[None], -1), layer, f"cosine at layer {layer}")
