@@ -52,6 +52,16 @@ def test_report_is_unsure_of_a_photograph_and_not_of_its_own_world(report):
     assert "Unsure: astronaut.png lies far" in page.read_text()
 
 
+def test_report_reads_the_pictures_layer_by_layer(report):
+    _, results = report
+    lens = results["lens"]
+    assert list(lens["pictures"]) == [p["picture"] for p in results["start_here"]["pictures"]]
+    assert [row["layer"] for row in lens["pictures"]["astronaut.png"]["layers"]] == list(range(8))
+    last = lens["test split"]["7"]
+    assert last["pictured"]["n"] == 60 and last["pictured"]["low"] > lens["test split"]["0"]["pictured"]["high"]
+    assert last["pictured"]["low"] > last["twin"]["high"]
+
+
 def test_report_has_twins_of_scenes_only_and_intervals(report):
     _, results = report
     photo, _, scene = results["start_here"]["pictures"]

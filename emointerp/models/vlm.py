@@ -44,16 +44,17 @@ class VLM:
         """Where the model's weights are."""
         return self.model.device
 
-    def prompt(self, image: Any, text: str, instruction: str | None = None) -> Prompt:
+    def prompt(self, image: Any, text: str, instruction: str | None = None, answer: str = "") -> Prompt:
         """A story prompt: a picture, an event, and the model's instruction to tell the story.
 
         `image` is a path, a PIL image, an array or a `Scene`; `instruction` replaces the model's own, "" leaves it out.
-        For a plain question: `vlm.prompt(image, question, instruction="")`.
+        For a plain question: `vlm.prompt(image, question, instruction="")`. `answer` is how the model's answer has begun, such
+        as "I felt"; then the last token is its last, and what comes next is what is read and generated.
         """
         text = checked_text(text)
         request = self.instruction if instruction is None else instruction
         full = self._without_marks(f"{text} {request}".strip())
-        picture, rendered = to_image(_one(image)), self._rendered(full)
+        picture, rendered = to_image(_one(image)), self._begun(self._rendered(full), answer)
         inputs = self._processed([picture], [rendered])
         visual = visual_positions(inputs["input_ids"], self.anatomy.image_token)
         self._check_length(inputs["input_ids"].shape[1], len(visual))
@@ -127,6 +128,10 @@ class VLM:
     def _rendered(self, text: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def _begun(self, rendered: str, answer: str) -> str:
+        """A rendered prompt with the beginning of an answer, after a space where the template leaves none."""
+        return rendered + " " * bool(answer and not rendered[-1].isspace()) + self._without_marks(answer)
 
     def _processed(self, images: list, texts: list[str]) -> dict[str, Any]:
         options: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}

@@ -1,7 +1,13 @@
 """What the tour hands to its chapters, and what they hand back."""
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from emointerp.markup import data_uri
+from emointerp.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -24,3 +30,13 @@ class Chapter:
     summary: tuple[str, ...]
     blocks: tuple[tuple[str, str], ...] = field(repr=False)
     results: dict[str, Any] = field(repr=False)
+
+
+def figure_html(figure: Figure, alt: str) -> str:
+    """A figure inside the page, with a text for those who cannot see it."""
+    return f'<figure><img src="{data_uri(figure)}" alt="{escape(alt)}"></figure>'
+
+
+def share(interval: Interval) -> str:
+    """A share and its interval in per cent."""
+    return f"{interval.mean:.0%} [{interval.low:.0%}, {interval.high:.0%}]"

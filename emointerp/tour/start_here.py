@@ -3,15 +3,13 @@
 from html import escape
 from typing import Any
 
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC
-from emointerp.markup import data_uri
 from emointerp.models import VLM
 from emointerp.start_here import TWIN, Reading, Scores, SeeOrGuess, read, scores, see_or_guess
 from emointerp.statistics import Interval
-from emointerp.tour.chapter import Chapter, Job
+from emointerp.tour.chapter import Chapter, Job, figure_html, share
 from emointerp.world import sample
 
 TEST_PICTURES, CONFLICT_PICTURES = 140, 90
@@ -30,13 +28,13 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     blocks += [
         (
             "How well it reads the test split",
-            _figure(measured.plot(), "Hit rate per emotion") + _table(measured.intervals()),
+            figure_html(measured.plot(), "Hit rate per emotion") + _table(measured.intervals()),
         )
     ]
     blocks += [
         (
             "Does it see, or guess?",
-            _figure(guessed.plot(), "What stories name under each condition") + _explained(guessed),
+            figure_html(guessed.plot(), "What stories name under each condition") + _explained(guessed),
         )
     ]
     results = {
@@ -53,11 +51,11 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
 def _summary(readings: list[tuple[str, Reading]], measured: Scores, guessed: SeeOrGuess) -> tuple[str, ...]:
     rates, conflict, (low, high) = measured.intervals(), guessed.intervals(), guessed.intensities
     lines = [
-        f"Beside a neutral event the story names the pictured emotion in {_share(rates['hit rate'])} of clear test pictures, "
-        f"and names an emotion for {_share(rates['false-emotion rate'])} of neutral ones.",
-        f"On faces at {low:.0%} to {high:.0%} of their strength: {_share(conflict['neutral event'])} with a neutral event, and "
-        f"{_share(conflict['conflicting event'])} when the event suggests another feeling. "
-        f"The cost of the contradicting words, picture by picture: {_share(guessed.sway())}.",
+        f"Beside a neutral event the story names the pictured emotion in {share(rates['hit rate'])} of clear test pictures, "
+        f"and names an emotion for {share(rates['false-emotion rate'])} of neutral ones.",
+        f"On faces at {low:.0%} to {high:.0%} of their strength: {share(conflict['neutral event'])} with a neutral event, and "
+        f"{share(conflict['conflicting event'])} when the event suggests another feeling. "
+        f"The cost of the contradicting words, picture by picture: {share(guessed.sway())}.",
     ]
     far = [name for name, reading in readings if reading.familiarity and reading.familiarity.far]
     if far:
@@ -67,10 +65,6 @@ def _summary(readings: list[tuple[str, Reading]], measured: Scores, guessed: See
     if any(reading.familiarity is None for _, reading in readings):
         lines.append("How familiar the pictures are to this model is not known: it carries no statistics of its training pictures.")
     return tuple(lines)
-
-
-def _share(interval: Interval) -> str:
-    return f"{interval.mean:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
 def _reading_block(reading: Reading) -> str:
@@ -94,10 +88,6 @@ def _reading_results(name: str, reading: Reading) -> dict:
         "times the typical distance": known.distance / known.typical if known else None,
         "percentile": known.percentile if known else None,
     }
-
-
-def _figure(figure: Figure, alt: str) -> str:
-    return f'<figure><img src="{data_uri(figure)}" alt="{escape(alt)}"></figure>'
 
 
 def _table(intervals: dict[str, Interval]) -> str:

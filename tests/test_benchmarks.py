@@ -1,0 +1,83 @@
+"""The benchmarks themselves, on a tiny model with few repetitions: the table is made and all roads agree. Nothing here is timed."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import random_vlm  # noqa: F401 - a fixture
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+
+import run  # noqa: E402
+import timing  # noqa: E402
+from cases import CASES  # noqa: E402
+from subjects import Subject  # noqa: E402
+
+COLUMNS = [
+    "name", "model", "ours s", "peer", "peer s", "ratio", "difference", "cells timed", "peak MiB", "budget MiB",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(random_vlm, monkeypatch):  # noqa: F811
+    subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2)
+    monkeypatch.setattr(run, "SUBJECTS", {"tiny": lambda: subject})
+
+
+def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
+    run.main(["--seconds", "0", "--json", str(tmp_path / "rows.json")])
+    rows, table = json.loads((tmp_path / "rows.json").read_text()), capsys.readouterr().out
+    assert all(list(row) == COLUMNS for row in rows)
+    assert len(table.splitlines()) == len(rows) + 1 and all(word in table for word in COLUMNS)
+    assert {row["name"] for row in rows} == set(CASES)
+    assert max(row["difference"] for row in rows) < 1e-4
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["peer s"] / row["ours s"])
+    peers = {row["name"]: {r["peer"] for r in rows if r["name"] == row["name"]} for row in rows}
+    assert peers["head-map"] == {"floor", "hooks", "TransformerLens", "nnsight"}
+    cells = {row["peer"]: row["cells timed"] for row in rows if row["name"] == "head-map"}
+    assert cells["floor"] == "12 of 12" and cells["hooks"] == "2 of 12"
+
+
+def test_only_what_is_named_runs(tiny, tmp_path, capsys):
+    run.main(["--only", "forward", "generate", "--seconds", "0", "--json", str(tmp_path / "rows.json")])
+    assert {row["name"] for row in json.loads((tmp_path / "rows.json").read_text())} == {"forward", "generate"}
+    with pytest.raises(SystemExit):
+        run.main(["--only", "head_map"])
+    assert "invalid choice: 'head_map' (choose from " in (message := capsys.readouterr().err)
+    assert all(name in message for name in CASES)
+
+
+def test_a_wrong_answer_shows():
+    ours = {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([3.0, 4.0]), "baseline": torch.zeros(2)}
+    assert run.difference(ours, {1: torch.tensor([3.0, 4.5])}) == 0.5
+    assert run.difference({0: "I was glad.", 1: "no"}, {0: "I was glad."}) == 0
+    assert run.difference({0: "I was glad."}, {0: "I was sad."}) == 1
+    with pytest.raises(ValueError, match=r"Nothing to compare: ours holds \[0\], the peer \[1\]"):
+        run.difference({0: "a"}, {1: "a"})
+
+
+def test_runs_take_turns_and_the_median_counts(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+
+    def taking(name, seconds):
+        def one():
+            order.append(name)
+            now[0] += seconds.pop(0)
+
+        return one
+
+    found = timing.alternating({"a": taking("a", [9.0, 1.0, 2.0]), "b": taking("b", [4.0, 4.0, 40.0])}, least=3, seconds=5)
+    assert order == list("ababab") and found == {"a": 2.0, "b": 4.0}
+
+
+def test_the_peak_of_memory():
+    peak = timing.peak_mib(lambda: np.ones(64 * 2**20 // 8).sum())
+    if peak is None:
+        pytest.skip("this system does not tell a process its peak of memory")
+    assert 60 < peak < 80
+    assert timing.peak_mib(lambda: None) < 8
