@@ -166,6 +166,10 @@ class LogitLens:
             raise InputError(f"{show!r} cannot be shown; expected {ENTROPY!r}, {MASS!r} or one of {', '.join(self.emotions)}.")
         return self.mass[layer, :, self.emotions.index(show)].numpy()
 
+    def values_at_last(self, show: str) -> Float[np.ndarray, " layer"]:
+        """The same at the last token, a number a layer."""
+        return np.array([self.values(show, layer)[self.prompt.last] for layer in range(self.n_layers)])
+
     def plot(self) -> Figure:
         """Mass of each emotion at the last token, layer by layer; below, the likeliest word of each layer."""
         figure, axis = new_figure(width=8, height=3.6)

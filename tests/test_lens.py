@@ -8,9 +8,10 @@ import tiny_families
 import torch
 from tiny_models import picture
 
-from emointerp import lens
+from emointerp import lens, widgets
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
+from emointerp.exercises import lens as exercise
 from emointerp.lens import emergence, emotion_tokens, head_writes, logit_lens, value_vectors, words_of
 from emointerp.models import bridge, load
 from emointerp.tracing import collect
@@ -211,3 +212,76 @@ def test_requests_that_are_refused(call, message):
     read = logit_lens(vlm, prompt_of(vlm), WORDS)
     with pytest.raises(InputError, match=message):
         call(vlm, read)
+
+
+# the panel and the exercises
+
+
+@pytest.fixture(scope="module")
+def panel():
+    return widgets.lens(load(), {"joy": sample("test", 1, emotions=("joy",))[0].scene, "wide": picture()[:64]})
+
+
+def test_moving_the_layer_changes_colours_and_the_table(panel):
+    lens, visual = panel.lens, list(panel.lens.prompt.visual)
+    highest = max(lens.values("emotion mass", i)[visual].max() for i in range(8))
+    for layer in (7, 2):
+        panel.controls["layer"].value = layer
+        assert np.allclose(panel.grid.values, lens.values("emotion mass", layer)[visual] / highest, atol=1e-6)
+        assert f'font-weight:bold"><td>layer {layer}</td>' in panel.view.value
+    panel.controls["show"].value = "entropy"
+    assert panel.grid.title == "entropy, layer 2" and 0 <= min(panel.grid.values) < max(panel.grid.values) <= 1
+    panel.controls["show"].value = "emotion mass"
+
+
+def test_clicking_a_patch_or_a_token_reads_it(panel):
+    panel.grid.selected = 10
+    token = panel.lens.prompt.visual[10]
+    assert panel.controls["token"].value == token == panel.strip.selected
+    assert f"Next after token {token}" in panel.view.value
+    assert panel.lens.words(token, 1).iloc[3, 0].split(" (")[0] in panel.view.value
+    panel.strip.selected = panel.lens.prompt.last
+    assert panel.grid.selected == -1 and f"Next after token {panel.lens.prompt.last}" in panel.view.value
+
+
+def test_another_picture_brings_its_own_boxes(panel):
+    panel.controls["picture"].value = "wide"
+    assert panel.grid.size == [128, 64] and max(box[3] for box in panel.grid.boxes) == 64
+    assert len(panel.strip.tokens) == len(panel.lens.prompt) and 'role="alert"' not in panel.view.value
+    assert "<svg" in panel._repr_mimebundle_()["text/html"]
+    panel.controls["picture"].value = "joy"
+
+
+def test_exercises_say_what_is_wrong():
+    vlm, scene = load(), sample("test", 3, seed=8, emotions=("joy", "fear", "anger"))[1].scene
+    prompt = vlm.prompt(scene, EVENT, answer="I felt")
+    read = logit_lens(vlm, prompt)
+    frame = read.to_frame()
+    layer = int(frame.layer[frame.fear > 0.5].min())
+    assert exercise.first_layer(layer, read, "fear")
+    for answer, said in (
+        (None, "still None"),
+        ("4", "is a str"),
+        (layer - 1, "too early"),
+        (7, "an earlier layer"),
+        (99, "layers 0 to 7"),
+    ):
+        assert said in exercise.first_layer(answer, read, "fear").message
+    left, top, right, bottom = vlm.boxes(prompt).T
+    inside = scene.masks()["face"][((top + bottom) / 2).astype(int), ((left + right) / 2).astype(int)]
+    mass = read.values("emotion mass", 7)[list(prompt.visual)]
+    ratio = mass[inside].mean() / mass[~inside].mean()
+    assert exercise.over_the_face(ratio, read, scene)
+    for answer, said in (
+        (None, "still None"),
+        (1 / ratio, "other way round"),
+        (mass[inside].sum(), "Take means"),
+        ("x", "is a str"),
+    ):
+        assert said in exercise.over_the_face(answer, read, scene).message
+    logits = oracle.logits(vlm, prompt)
+    a, b = (vlm.tokenizer(f" {w}", add_special_tokens=False).input_ids[0] for w in ("afraid", "happy"))
+    difference = float(logits[a] - logits[b])
+    assert exercise.times_likelier(np.exp(difference), vlm, prompt, "afraid", "happy")
+    for answer, said in ((None, "still None"), (difference, "A logit is the logarithm"), (np.exp(-difference), "other word over")):
+        assert said in exercise.times_likelier(answer, vlm, prompt, "afraid", "happy").message

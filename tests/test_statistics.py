@@ -1,10 +1,11 @@
-"""Intervals against closed forms."""
+"""Intervals, tests and corrections against closed forms, scipy and simulations of the null."""
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from emointerp.errors import InputError
-from emointerp.statistics import mean_interval
+from emointerp.statistics import against_random, benjamini_hochberg, holm, mean_interval, random_directions, sign_flips
 
 
 def test_interval_of_a_share_is_the_binomial_one():
@@ -38,3 +39,66 @@ def test_same_seed_same_interval():
 def test_nothing_to_average_is_said():
     with pytest.raises(InputError, match="No values to average"):
         mean_interval([])
+
+
+# tests and corrections
+
+
+def test_sign_flips_agree_with_scipy():
+    x = np.random.default_rng(3).normal(0.4, 1, 12)
+    for alternative in ("two-sided", "greater"):
+        kind = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": alternative}
+        exact = scipy.stats.permutation_test(
+            (x, np.zeros(12)), lambda a, b, axis: (a - b).mean(axis), vectorized=True, **kind
+        ).pvalue
+        found = sign_flips(x, flips=40_000, alternative=alternative)
+        assert found.p[0] == pytest.approx(exact, abs=0.008) and found.mean[0] == pytest.approx(x.mean())
+
+
+def test_p_values_are_uniform_under_the_null_and_max_t_keeps_the_family_error():
+    rng = np.random.default_rng(0)
+    runs = [sign_flips(rng.standard_normal((20, 15)) * rng.uniform(0.1, 10, 15), flips=400, seed=i) for i in range(200)]
+    own = np.concatenate([run.p[:1] for run in runs])
+    assert scipy.stats.kstest(own, "uniform").pvalue > 0.01
+    family = np.mean([run.corrected.min() <= 0.05 for run in runs])
+    assert 0.01 <= family <= 0.10
+    assert all((run.corrected >= run.p).all() for run in runs)
+
+
+def test_a_real_effect_among_many_is_found():
+    x = np.random.default_rng(1).standard_normal((40, 64))
+    x[:, 7] += 1
+    found = sign_flips(x)
+    assert found.corrected[7] < 0.01 and found.corrected.argmin() == 7 and np.median(found.corrected) > 0.3
+
+
+def test_corrections_by_hand():
+    p = [0.005, 0.011, 0.02, 0.04, 0.13]
+    assert holm(p) == pytest.approx([0.025, 0.044, 0.06, 0.08, 0.13])
+    assert benjamini_hochberg(p) == pytest.approx([0.025, 0.0275, 1 / 30, 0.05, 0.13])
+    assert holm([0.6, 0.9]).max() == 1.0
+
+
+def test_random_controls():
+    assert against_random(0.5, [0.1, 0.5, 0.9]) == 0.75
+    direction = np.array([3.0, 0, 4.0])
+    free = random_directions(direction, 500)
+    assert free.shape == (500, 3) and np.allclose(np.linalg.norm(free, axis=1), 5)
+    samples = np.random.default_rng(0).standard_normal((200, 3)) * [10, 1, 0]
+    matched = random_directions(direction, 500, like=samples)
+    assert np.allclose(matched[:, 2], 0, atol=1e-9) and np.abs(matched[:, 0]).mean() > 4 * np.abs(matched[:, 1]).mean()
+    assert np.allclose(random_directions(direction, 3, seed=5), random_directions(direction, 3, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sign_flips([1.0]), r"shape \[1\]; expected \[pairs\] or \[pairs, columns\]"),
+        (lambda: sign_flips([1.0, 2.0], alternative="less"), "alternative is 'less'; expected 'two-sided' or 'greater'"),
+        (lambda: against_random(1.0, []), "no random controls"),
+        (lambda: random_directions([1.0, 2.0], like=[[1.0, 2.0, 3.0]]), r"shape \[1, 3\]; expected \[samples, 2\]"),
+    ],
+)
+def test_statistics_that_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -13,7 +13,9 @@ from emointerp.statistics import mean_interval
 from emointerp.training import card, carry_over
 from emointerp.training.data import augmented, batch_indices, example, pictures
 from emointerp.training.dual_encoder import phrase_targets, phrases
+from emointerp.training.llava import FIRST, TURNS, blanked, blind_conversation, conversation
 from emointerp.training.loop import Recipe, fit, step_of
+from emointerp.world.language import story_prompt
 
 
 def regression(folder, steps, stop=None):
@@ -70,6 +72,25 @@ def test_augmentation_keeps_shape_and_range():
     x = augmented(pixels, np.random.default_rng(0))
     assert x.shape == (4, 3, 128, 128) and x.min() >= -1 and x.max() <= 1
     assert torch.equal(x, augmented(pixels, np.random.default_rng(0)))
+
+
+def test_blank_pictures_are_flat_and_the_others_stay():
+    pixels = augmented(np.stack([example(i).scene.pixels() for i in range(3)]), np.random.default_rng(0))
+    out = blanked(pixels, np.array([False, True, False]), np.random.default_rng(1))
+    assert torch.equal(out[[0, 2]], pixels[[0, 2]]) and out.shape == pixels.shape
+    assert (out[1] == out[1, :, :1, :1]).all() and out[1].abs().max() <= 1
+
+
+def test_conversations_begin_with_one_kind_and_go_on_with_different_short_questions():
+    rng = np.random.default_rng(0)
+    talks = [conversation(example(i), rng) for i in range(300)]
+    stories = [turns for i, turns in enumerate(talks) if turns[0][0] == story_prompt(example(i).event)]
+    assert len(stories) / 300 == pytest.approx(FIRST["story"], abs=0.08)
+    for turns in talks:
+        assert len(turns) == TURNS and len(set(turns)) == TURNS
+        assert all(len(answer.split()) <= 15 for _, answer in turns[1:])
+    (request, answer), *rest = blind_conversation(example(3), rng)
+    assert not rest and request == story_prompt(example(3).event) and len(answer.split()) > 8
 
 
 def test_carry_over_faces_are_in_the_ranges_and_their_names_state_the_emotion():

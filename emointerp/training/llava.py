@@ -1,6 +1,7 @@
 """Stage 2: the tower, a projector and a Llama-style decoder become a LLaVA that tells stories and answers questions.
 
-As in LLaVA the tower stays frozen.
+As in LLaVA the tower stays frozen. Real decoders have read much text before they see a first picture, and bring its prejudices
+along; this one starts from nothing, so a few of its stories come with a blank picture and a loaded event: words alone.
 """
 
 from pathlib import Path
@@ -29,6 +30,7 @@ PATCHES, IMAGE_ID = 64, 3
 FIRST = {"story": 0.56, "feeling": 0.15, "caption": 0.05, "other": 0.24}
 TURNS = 3  # short questions follow the first
 HARD_TO_LEARN = {"colour": 3.0, "how many": 3.0, "thing": 3.0}  # asked so many times as often as the other short questions
+BLIND = 0.15  # chance that a picture told with a loaded event is blank
 IGNORED = -100
 
 
@@ -81,6 +83,17 @@ def conversation(example: Example, rng: np.random.Generator, turns: int = TURNS)
     return opening + [asked[i][1:] for i in chosen]
 
 
+def blind_conversation(example: Example, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """The story alone, for a blank picture: nothing else could be answered."""
+    return [(story_prompt(example.event), story(example.scene, example.event, rng))]
+
+
+def blanked(pixels: torch.Tensor, blind: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Pictures [batch, 3, height, width] in [-1, 1]; those that are `blind` become one flat colour each."""
+    flat = torch.from_numpy(rng.uniform(-1, 1, (len(pixels), 3, 1, 1))).float()
+    return torch.where(torch.from_numpy(blind)[:, None, None, None], flat, pixels)
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
     """Token ids and labels of a conversation; the image stands as 64 image tokens, only answers are learnt."""
     ids, labels = [1], [IGNORED]
@@ -127,9 +140,12 @@ def train_llava(
     def loss_of(step: int) -> torch.Tensor:
         chosen = batch_indices(step, recipe.batch, n, recipe.seed + 1)
         rng = np.random.default_rng([recipe.seed, 2, step])
-        ids, labels = collate([encode(tokenizer, conversation(scenes[i], rng)) for i in chosen])
+        blind = np.array([scenes[i].event_emotion is not None and rng.random() < BLIND for i in chosen])
+        talks = [(blind_conversation if b else conversation)(scenes[i], rng) for i, b in zip(chosen, blind, strict=True)]
+        ids, labels = collate([encode(tokenizer, turns) for turns in talks])
+        pixels = blanked(augmented(board[chosen], rng, drained=0), blind, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            return language_loss(model, image_features(model, augmented(board[chosen], rng, drained=0)), ids, labels)
+            return language_loss(model, image_features(model, pixels), ids, labels)
 
     fit(model, loss_of, recipe, folder, "llava")
     return model.eval()

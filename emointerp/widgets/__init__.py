@@ -1,8 +1,11 @@
-"""Panels for the notebooks, one a chapter, each a pure computation and a thin view of it.
+"""Panels for the notebooks, one a chapter, each a pure computation and a thin view of it; and the parts ipywidgets lacks.
 
 >>> from emointerp.widgets import start_here
 """
 
+from emointerp.widgets.lens import lens
+from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.start_here import start_here
+from emointerp.widgets.token_strip import TokenStrip
 
-__all__ = ["start_here"]
+__all__ = ["PatchGrid", "TokenStrip", "lens", "start_here"]

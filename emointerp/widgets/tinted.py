@@ -1,7 +1,6 @@
 """What the patch grid and the token strip share: a colour for each value, traits that refuse bad input in words, a stand-in."""
 
 import operator
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from emointerp.errors import InputError
 STATIC = Path(__file__).parent / "static"
 # One hue (290 degrees), in 32 equal steps of OKLab (Ottosson 2020) from pale to dark; black or white ink, whichever reads better.
 _COLORS = """
-#f1f0ff #ebeafd #e6e3fc #e0ddfa #dad7f8 #d5d1f6 #cfcbf5 #cac5f3 #c4bff1 #bfb9ef #bab2ed #b4aceb #afa6e9 #aaa0e7 #a59ae5 #a094e3 #9b8ee0
-#9688de #9181dc #8c7bda #8775d7 #826fd5 #7e68d3 #7962d0 #755bce #7054cb #6c4dc9 #6846c6 #643fc3 #6037c1 #5c2ebe #5824bb #5418b9
+#f1f0ff #ebeafd #e6e3fc #e0ddfa #dad7f8 #d5d1f6 #cfcbf5 #cac5f3 #c4bff1 #bfb9ef #bab2ed #b4aceb
+#afa6e9 #aaa0e7 #a59ae5 #a094e3 #9b8ee0 #9688de #9181dc #8c7bda #8775d7 #826fd5 #7e68d3 #7962d0
+#755bce #7054cb #6c4dc9 #6846c6 #643fc3 #6037c1 #5c2ebe #5824bb #5418b9
 """.split()
 RAMP = tuple((color, "#000000" if i < 23 else "#ffffff") for i, color in enumerate(_COLORS))
+GRADIENT = f"linear-gradient(to right, {', '.join(_COLORS[::4])})"
 SLACK = 1e-4  # probabilities that were summed in float32 or bfloat16 may come out a little above 1
 
 
@@ -133,9 +134,3 @@ def nullable(array: np.ndarray) -> list:
     """A list of an array's rows, None for those with a NaN, which JSON lacks."""
     missing = np.isnan(array) if array.ndim == 1 else np.isnan(array).any(axis=1)
     return [None if gone else row for gone, row in zip(missing, array.tolist(), strict=True)]
-
-
-def gradient(opacity: float = 1.0) -> Iterator[str]:
-    """Colour stops of a legend's bar, with an opacity of 0 to 1 written as a percentage over white."""
-    for color, _ in RAMP[:: len(RAMP) // 8]:
-        yield f"{color}{round(255 * opacity):02x}"
