@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         collect,
         generate,
         load_edits,
+        mean_ablation,
+        patch,
+        resample_ablation,
         run,
         save_edits,
         sweep,
@@ -54,15 +57,15 @@ _FACES = {
     "models": "activation_cache bridge load",
     "start_here": "see_or_guess tell",
     "tracing": "AddVector Metric ScaleAttention ScaleNeurons SetHead SetNeurons SetResidual block_attention collect generate "
-    "load_edits run save_edits sweep verify",
+    "load_edits mean_ablation patch resample_ablation run save_edits sweep verify",
 }
 _FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for name in names.split()}
 
 __all__ = [
     "AddVector", "Metric", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons", "SetResidual", "__version__",
     "activation_cache", "block_attention", "bridge", "collect", "emotions", "exercises", "generate", "lens", "load", "load_edits",
-    "logit_lens", "models", "plots", "run", "save_edits", "see_or_guess", "start_here", "statistics", "sweep", "tell", "tour",
-    "tracing", "training", "verify", "widgets", "world",
+    "logit_lens", "mean_ablation", "models", "patch", "plots", "resample_ablation", "run", "save_edits", "see_or_guess",
+    "start_here", "statistics", "sweep", "tell", "tour", "tracing", "training", "verify", "widgets", "world",
 ]  # fmt: skip
 
 

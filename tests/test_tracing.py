@@ -22,7 +22,10 @@ from emointerp.tracing import (
     cosine,
     generate,
     load_edits,
+    mean_ablation,
+    patch,
     projection,
+    resample_ablation,
     run,
     save_edits,
     sweep,
@@ -261,6 +264,36 @@ def test_attention_weights(family):
     assert torch.equal(oracle.logits(vlm, prompt), oracle.logits(vlm_of(family), prompt))
 
 
+# patching and ablation
+
+
+@families
+def test_patching_everything_gives_the_donor(family):
+    """All tokens' residual stream after a layer, taken from another picture, gives that picture's logits."""
+    vlm = vlm_of(family)
+    prompt, other = prompt_of(vlm, 0), prompt_of(vlm, 1)
+    donor = collect(vlm, other, ["residual", "heads", "neurons"])
+    edit = patch(donor, 2, positions=range(len(prompt)))
+    if family != "qwen3_vl":  # whose visual features of deeper layers come in between the first layers
+        torch.testing.assert_close(run(vlm, prompt, [edit]).logits, donor.logits, atol=CLOSE, rtol=CLOSE)
+    some = [prompt.visual[0], prompt.last]
+    for edit in (patch(donor, 1, head=2, positions=some), patch(donor, 1, neurons=[3, 9], positions=some)):
+        assert torch.equal(run(vlm, prompt, [edit]).logits, oracle.logits(vlm, prompt, [edit]))
+    assert torch.equal(patch(donor, 1, head=2, positions=some).value, donor.heads[1, 2, some])
+
+
+def test_ablations_take_the_mean_or_one_of_the_donors():
+    vlm = vlm_of("llava_clip")
+    donors = collect(vlm, [prompt_of(vlm, i) for i in range(3)], ["residual", "heads", "neurons"], positions="last")
+    rows = torch.stack([d.heads[1, 3, 0] for d in donors])
+    assert torch.allclose(mean_ablation(donors, 1, head=3).value, rows.mean(0))
+    assert torch.allclose(mean_ablation(donors, 0, neurons=[4]).value, torch.stack([d.neurons[0, 0, [4]] for d in donors]).mean(0))
+    drawn = {seed: resample_ablation(donors, 1, head=3, seed=seed).value for seed in range(12)}
+    assert all((rows == value).all(1).any() for value in drawn.values())
+    assert len({tuple(value.tolist()) for value in drawn.values()}) == 3
+    assert resample_ablation(donors, 1, seed=4) == resample_ablation(donors, 1, seed=4)
+
+
 # the model stays as it was
 
 
@@ -386,6 +419,13 @@ def test_contradictions_are_refused():
         (lambda vlm, p: collect(vlm, p, positions="vision"), "A prompt has no span 'vision'"),
         (lambda vlm, p: collect(vlm, p, wrt=lambda logits: logits), "a gradient needs one"),
         (lambda vlm, p: collect(vlm, p).at("heads", 0, 0), "'heads' was not collected here; ask for it"),
+        (lambda vlm, p: patch(collect(vlm, p), 0, head=1, neurons=[2], positions=[0]), "A head and neurons came together"),
+        (
+            lambda vlm, p: patch(collect(vlm, p, ["heads"]), 0, head=9, positions=[0]),
+            "Head 9 is out of range; the donor has heads 0 to 3",
+        ),
+        (lambda vlm, p: patch(collect(vlm, p), 0, positions=[4000]), "Layer 0, position 4000 was not collected here"),
+        (lambda vlm, p: mean_ablation([], 0), "There are no donors"),
         (lambda vlm, p: run(vlm, []), "There are no prompts"),
         (lambda vlm, p: sweep(vlm, p, [[]]), "either a metric or max_new_tokens"),
         (lambda vlm, p: sweep(vlm, p, [], logit_of(0)), "There are no interventions"),

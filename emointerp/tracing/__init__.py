@@ -1,7 +1,8 @@
 """Interventions as values, and four verbs that act on a model.
 
 An *edit* says what it touches, where and how (`AddVector`, `SetResidual`, `SetHead`, `SetNeurons`, `ScaleNeurons`,
-`ScaleAttention`). A list of edits is an intervention, and four verbs take one:
+`ScaleAttention`); `patch`, `mean_ablation` and `resample_ablation` make edits of other prompts' activations. A list of edits is an
+intervention, and four verbs take one:
 
 - `collect(vlm, prompt, ["residual", "heads"])`: activations, with their gradients if a metric is named;
 - `run(vlm, prompt, edits)`: one forward;
@@ -11,6 +12,7 @@ An *edit* says what it touches, where and how (`AddVector`, `SetResidual`, `SetH
 All run on the untouched Hugging Face model through nnsight.
 """
 
+from emointerp.tracing.ablation import mean_ablation, patch, resample_ablation
 from emointerp.tracing.activations import SITES, Activations
 from emointerp.tracing.edits import (
     AddVector,
@@ -32,5 +34,6 @@ from emointerp.tracing.verify import Verification, verify
 __all__ = [
     "SITES", "Activations", "AddVector", "Edit", "Metric", "Output", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons",
     "SetResidual", "Sweep", "SweepInterrupted", "Verification", "block_attention", "collect", "cosine", "first_tokens", "generate",
-    "load_edits", "logit_difference", "logit_mass", "projection", "run", "save_edits", "sweep", "verify",
+    "load_edits", "logit_difference", "logit_mass", "mean_ablation", "patch", "projection", "resample_ablation", "run",
+    "save_edits", "sweep", "verify",
 ]  # fmt: skip
