@@ -37,8 +37,8 @@ class PatchGrid(Tinted):
     """A picture with a translucent colour over each visual token; a click or the arrow keys select one.
 
     `boxes` are in pixels of a picture of `size`; smaller boxes lie on top of larger ones. `values` tint them, `labels` tell of
-    them under the mouse. `width` is that of the picture on the page, in CSS pixels; `opacity` that of the colour. Where boxes overlap (tiles over a whole image) their
-    colours add up, so give values to one kind at a time, and None to the other.
+    them under the mouse. `width` is that of the picture on the page, in CSS pixels; `opacity` that of the colour. Where boxes
+    overlap (tiles over a whole image) their colours add up: give values to one kind at a time, and None to the other.
 
     >>> grid = PatchGrid(size=[2, 1], boxes=[[0, 0, 1, 1], [1, 0, 2, 1], None], values=[0.5, 1.0, None])
     >>> grid.selected
