@@ -1,6 +1,7 @@
 """The tracing engine against plain hooks, on the tiny random models of every family."""
 
 import sys
+import weakref
 
 import oracle
 import pytest
@@ -193,6 +194,21 @@ def test_a_small_budget_makes_more_forwards_and_the_same_numbers():
     whole = sweep(vlm, prompt, cells, lambda logits: logits, progress=False)
     small = sweep(vlm, prompt, cells, lambda logits: logits, progress=False, budget=1)
     assert (whole.values - small.values).abs().max() < CLOSE
+
+
+def test_what_a_sweep_keeps_is_the_metric_and_not_the_logits():
+    """A metric that returns a view would keep every chunk's logits alive."""
+    vlm = vlm_of("llava_clip")
+    found = sweep(vlm, prompt_of(vlm), [[]] * 8, logit_of(3), progress=False)
+    assert found.values.untyped_storage().nbytes() <= 4 * 9
+    kept = []
+
+    def first(logits):
+        kept.append(weakref.ref(logits))
+        return logits[:, 0]
+
+    sweep(vlm, prompt_of(vlm), [[]] * 8, first, progress=False, budget=1)
+    assert len(kept) == 9 and all(ref() is None for ref in kept)
 
 
 def test_a_prefix_is_read_again_when_weights_change():

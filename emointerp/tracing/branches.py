@@ -46,7 +46,6 @@ class Prefix:
     keys_values: list[tuple[Tensor, Tensor]]
     blocks: Tensor
     deepstack: tuple[Tensor, list[Tensor]] | None
-    logits: Tensor
 
 
 def prefix_of(vlm: VLM, prompt: Prompt) -> Prefix:
@@ -64,13 +63,13 @@ def prefix_of(vlm: VLM, prompt: Prompt) -> Prefix:
 
 @torch.no_grad()
 def _read(vlm: VLM, prompt: Prompt) -> Prefix:
-    model, cache = traced(vlm), DynamicCache()
-    language = part(model, vlm.anatomy.family.language)
-    inputs = vlm.placed(prompt.inputs)
-    with model.trace(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1):
-        given = language.inputs.save()
-        logits = model.output.logits[0, -1].save()
-    kwargs = given[1]
+    cache, kwargs = DynamicCache(), {}
+    language = part(vlm.model, vlm.anatomy.family.language)
+    keep = language.register_forward_pre_hook(lambda _module, _args, given: kwargs.update(given), with_kwargs=True)
+    try:  # nothing is edited here, so a plain hook does, which is quicker than a trace
+        vlm.model(**vlm.placed(prompt.inputs), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    finally:
+        keep.remove()
     embeds = kwargs["inputs_embeds"]
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -79,7 +78,7 @@ def _read(vlm: VLM, prompt: Prompt) -> Prefix:
         positions = positions[-3:]  # a fourth axis would only serve to make a mask
     deepstack = (kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]) if kwargs.get("deepstack_visual_embeds") else None
     keys_values = [(layer.keys, layer.values) for layer in cache.layers]
-    return Prefix(prompt, embeds, positions, keys_values, _blocks(vlm, prompt), deepstack, logits)
+    return Prefix(prompt, embeds, positions, keys_values, _blocks(vlm, prompt), deepstack)
 
 
 def _blocks(vlm: VLM, prompt: Prompt) -> Tensor:
@@ -220,7 +219,7 @@ class Branches:
 
     def _float(self, see: Tensor) -> Tensor:
         dtype, device = self.prefix.embeds.dtype, self.vlm.device
-        return torch.zeros(see.shape, dtype=dtype).masked_fill(~see, -torch.inf)[None, None].to(device)
+        return torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, -torch.inf)[None, None].to(device)
 
     def _drop(self, going: Sequence[int]) -> None:
         """Branches that ended leave a batch; in a tree their keys stay, unseen."""

@@ -1,9 +1,10 @@
 """The fourth verb: `sweep`, many interventions at once on a shared prefix."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -22,8 +23,8 @@ from emointerp.tracing.verbs import Prompts
 
 EditLists = Mapping[Hashable, Sequence[Edit]] | Sequence[Sequence[Edit]]
 BUDGET = 2**30  # bytes that a forward of branches may take beside the weights and the prefix
-TREE_TOKENS = 512  # tokens of one forward of a tree, beyond which its mask costs more than another forward
-LONG = 64  # tokens of a branch from which rows of a copied cache are faster than a tree
+TOKENS = 512  # tokens of one forward, beyond which more of them do not make it quicker
+LONG = 128  # tokens of a branch from which rows of a copied cache are as quick as a tree; below, a tree is
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -118,7 +119,8 @@ def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int
         starts[first_touched(vlm, prompt, edits)].append(i)
     prefix = prefix_of(vlm, prompt)
     for start, mine in starts.items():
-        size = _Size(vlm, len(prompt) - start, start, any(isinstance(e, ScaleAttention) for i in mine for e in lists[i]))
+        per_head = any(isinstance(e, ScaleAttention) for i in mine for e in lists[i])
+        size = _Size(vlm, len(prompt) - start, start, per_head, measure.max_new_tokens)
         chunk = size.chunk(len(mine), budget)
         for first in range(0, len(mine), chunk):
             some = mine[first : first + chunk]
@@ -130,12 +132,18 @@ def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int
 
 @dataclass(frozen=True)
 class _Size:
-    """How branches of `length` tokens behind a prefix of `start` are laid out, and how many fit into one forward."""
+    """How branches of `length` tokens behind a prefix of `start` are laid out, and how many fit into one forward.
+
+    In a tree, attention passes over the tokens of all branches. One that grows by `new` tokens a branch ends at 4 d_model +
+    3 d_mlp tokens: there, attention has cost as much as the weights (in a layer 4 d_model operations a token that is passed over,
+    half of the last number on average, against 2 (4 d_model² + 3 d_model d_mlp)).
+    """
 
     vlm: VLM
     length: int
     start: int
     per_head: bool  # a mask for each head
+    new: int = 0
 
     @property
     def tree(self) -> bool:
@@ -143,23 +151,26 @@ class _Size:
         return self.length < LONG
 
     def chunk(self, n: int, budget: int) -> int:
-        """Branches a forward: as many as the budget allows, at least one."""
-        most = max(1, TREE_TOKENS // self.length)
+        """Branches a forward: as many as are quick and the budget allows, at least one; about the same number in each."""
+        a: Anatomy = self.vlm.anatomy
+        most = TOKENS // self.length
+        if self.tree and self.new:
+            most = min(most, (4 * a.d_model + 3 * a.d_mlp) // (self.length + self.new))
         while most > 1 and self.bytes(most) > budget:
             most = most * 3 // 4
-        return min(n, most)
+        return math.ceil(n / math.ceil(n / max(1, most)))
 
     def bytes(self, branches: int) -> int:
-        """Estimated peak of a forward: activations, masks and scores, keys and values, logits."""
+        """Estimated peak of a forward: activations, masks and scores, keys and values, logits; and what makes the masks."""
         a: Anatomy = self.vlm.anatomy
-        tokens = branches * self.length
-        keys, rows = (self.start + tokens, 1) if self.tree else (self.start + self.length, branches)
+        tokens, own = branches * self.length, self.length + self.new
+        keys, rows = (self.start + branches * own, 1) if self.tree else (self.start + own, branches)
         eager = part(self.vlm.model, a.family.language).config._attn_implementation == "eager"
         masks = (1 + a.n_heads * (3 * eager + 2 * self.per_head)) * tokens * keys
         activations = tokens * (8 * a.d_model + 4 * a.d_mlp + 4 * a.n_heads * a.d_head)
         cache = 4 * a.n_layers * a.n_kv_heads * a.d_head * keys * rows
         logits = 3 * branches * a.vocabulary
-        return (masks + activations + cache + logits) * self.vlm.model.dtype.itemsize
+        return (masks + activations + cache + logits) * self.vlm.model.dtype.itemsize + 16 * tokens * keys
 
 
 @dataclass(frozen=True)
@@ -167,10 +178,11 @@ class _Values:
     """Measures branches by a metric."""
 
     metric: Metric
+    max_new_tokens: ClassVar[int] = 0
 
     def of(self, branches: Branches) -> list[Tensor]:
-        """The metric of each branch, on the CPU."""
-        return list(self.metric(branches.last(self.metric)).cpu())
+        """The metric of each branch, on the CPU; copied, because a view such as `logits[:, 0]` would keep all logits."""
+        return list(self.metric(branches.last(self.metric)).to("cpu", copy=True))
 
 
 @dataclass(frozen=True)

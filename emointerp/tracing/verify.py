@@ -98,6 +98,7 @@ def _patches(vlm: VLM) -> dict[str, Edit]:
     }
 
 
+@torch.no_grad()
 def _readings(vlm: VLM, prompt: Prompt, twin: Any) -> dict[str, dict[str, float]]:
     """Rows of the sites and of the plain logits, at the last token of every layer."""
     expected, acts = _hooked_cache(vlm, prompt), collect(vlm, prompt, list(SITES), positions="last")
