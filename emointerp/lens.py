@@ -91,10 +91,10 @@ def words_of(vlm: VLM, vectors: Float[Tensor, "vector d_model"], k: int = 8, lab
 
 def value_vectors(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
     """What each neuron of a layer's MLP writes into the residual stream when it is 1: columns of `down_proj`."""
-    weight = part(vlm.model, f"{vlm.anatomy.layers}.{_checked_layer(vlm, layer)}.mlp.down_proj").weight
+    weight = _weight(vlm, f"{vlm.anatomy.layers}.{_checked_layer(vlm, layer)}.mlp.down_proj")
     if max(neurons) >= vlm.anatomy.d_mlp or min(neurons) < 0:
         raise InputError(f"Neurons {list(neurons)}: a layer of this model has neurons 0 to {vlm.anatomy.d_mlp - 1}.")
-    return weight.detach()[:, list(neurons)].T
+    return weight[:, list(neurons)].T
 
 
 def head_writes(vlm: VLM, heads: Float[Tensor, "layer head token d_head"]) -> Float[Tensor, "layer head token d_model"]:
@@ -105,7 +105,7 @@ def head_writes(vlm: VLM, heads: Float[Tensor, "layer head token d_head"]) -> Fl
         raise InputError(f"Heads of {len(heads)} layers came; collect all {vlm.anatomy.n_layers}.")
     written = []
     for layer, z in enumerate(heads):
-        weight = part(vlm.model, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj").weight.detach()
+        weight = _weight(vlm, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj")
         written.append(torch.einsum("htd,mhd->htm", z, weight.unflatten(1, (vlm.anatomy.n_heads, -1))))
     return torch.stack(written)
 
@@ -316,9 +316,10 @@ def _read(vlm: VLM, vectors: Tensor, ids: list[Tensor], k: int) -> tuple[Tensor,
 
 
 def _over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scale: Normalize) -> PatchCollection:
-    """The picture in grey, with a colour over the box of each visual token that has one."""
+    """The picture in grey, with a colour over the box of each visual token that has one; the smaller box lies on top."""
     axis.imshow(prompt.image.convert("L"), cmap="gray", vmin=0, vmax=255)
-    known = ~np.isnan(boxes).any(1)
+    known = np.flatnonzero(~np.isnan(boxes).any(1))
+    known = known[np.argsort(-((boxes[known, 2] - boxes[known, 0]) * (boxes[known, 3] - boxes[known, 1])), kind="stable")]
     shapes = [Rectangle((left, top), right - left, bottom - top) for left, top, right, bottom in boxes[known] - 0.5]
     drawn = PatchCollection(shapes, cmap="viridis", norm=scale, alpha=0.65, linewidth=0)
     drawn.set_array(values[known])
@@ -328,6 +329,13 @@ def _over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scal
 def _visible(text: str) -> str:
     """A token as it can be read in a figure: blanks at its ends and line breaks as marks; a lone dollar is no formula."""
     return text.strip().replace("$", r"\$").replace("\n", "⏎") or repr(text)[1:-1].replace(" ", "␣")
+
+
+def _weight(vlm: VLM, path: str) -> Tensor:
+    weight = part(vlm.model, path).weight.detach()
+    if not weight.is_floating_point() or weight.ndim != 2:
+        raise InputError("Quantised weights cannot be read as vectors; load the model without `bits`.")
+    return weight
 
 
 def _checked_layer(vlm: VLM, layer: int) -> int:

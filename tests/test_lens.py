@@ -1,5 +1,7 @@
 """The logit lens against the model itself, TransformerLens, scipy and plain sums."""
 
+import itertools
+
 import numpy as np
 import oracle
 import pytest
@@ -181,7 +183,9 @@ def test_the_picture_shows_each_token_that_has_a_place(family):
     known = ~np.isnan(vlm.boxes(prompt)).any(1)
     shown = second.collections[0]
     assert len(shown.get_paths()) == known.sum() > 0
-    assert np.allclose(shown.get_array(), read.entropy[3].numpy()[list(prompt.visual)][known])
+    assert np.allclose(np.sort(shown.get_array()), np.sort(read.entropy[3].numpy()[list(prompt.visual)][known]))
+    areas = [np.ptp(path.vertices[:, 0]) * np.ptp(path.vertices[:, 1]) for path in shown.get_paths()]
+    assert all(a >= b - 1e-6 for a, b in itertools.pairwise(areas))
     assert first.get_title() == "layer 0" and shown.norm.vmax >= shown.get_array().max()
 
 
@@ -250,6 +254,16 @@ def test_another_picture_brings_its_own_boxes(panel):
     assert len(panel.strip.tokens) == len(panel.lens.prompt) and 'role="alert"' not in panel.view.value
     assert "<svg" in panel._repr_mimebundle_()["text/html"]
     panel.controls["picture"].value = "joy"
+
+
+def test_a_picture_that_cannot_be_read_is_said_in_the_panel(tmp_path):
+    pictures = {"joy": sample("test", 1, emotions=("joy",))[0].scene, "gone": tmp_path / "gone.png"}
+    panel = widgets.lens(load(), pictures)
+    panel.controls["picture"].value = "gone"
+    assert 'role="alert"' in panel.view.value and "No such picture" in panel.view.value
+    panel.controls["layer"].value = 3
+    panel.controls["picture"].value = "joy"
+    assert 'role="alert"' not in panel.view.value and len(panel.grid.values) == 64
 
 
 def test_exercises_say_what_is_wrong():

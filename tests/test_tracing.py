@@ -1,15 +1,20 @@
 """The tracing engine against plain hooks, on the tiny random models of every family."""
 
+import copy
+import gc
 import sys
 import weakref
 
+import numpy as np
 import oracle
 import pytest
 import tiny_families
 import torch
+import transformers
 from tiny_models import picture
 
 from emointerp.errors import InputError
+from emointerp.models import load
 from emointerp.tracing import (
     AddVector,
     ScaleAttention,
@@ -19,10 +24,12 @@ from emointerp.tracing import (
     SetResidual,
     SweepInterrupted,
     block_attention,
+    branches,
     collect,
     cosine,
     generate,
     load_edits,
+    logit_difference,
     mean_ablation,
     patch,
     projection,
@@ -66,6 +73,12 @@ def edit_lists(vlm, prompt) -> dict[str, list]:
         "block attention": [block_attention(i, ("query", "last", "answer"), "visual") for i in (1, 2)],
         "mixed": [AddVector(0, random(a.d_model), 0.3, "last"), SetHead(3, 1, random(a.d_head)), ScaleNeurons(3, [0], 2.0)],
     }
+
+
+def test_layers_named_twice_are_collected_once():
+    vlm = vlm_of("llava_clip")
+    assert collect(vlm, prompt_of(vlm), layers=[2, 2, 0]).layers == (2, 0)
+    assert torch.equal(collect(vlm, prompt_of(vlm), layers=2).residual[0], collect(vlm, prompt_of(vlm)).residual[2])
 
 
 @families
@@ -189,11 +202,61 @@ def test_trees_and_rows_give_the_same(family, tree, monkeypatch):
 
 def test_a_small_budget_makes_more_forwards_and_the_same_numbers():
     vlm = vlm_of("llava_siglip")
-    prompt = prompt_of(vlm)
+    prompt, sizes = prompt_of(vlm), []
     cells = [[AddVector(1, random(vlm.anatomy.d_model, seed=i), 1.0, ("query", "last"))] for i in range(24)]
-    whole = sweep(vlm, prompt, cells, lambda logits: logits, progress=False)
-    small = sweep(vlm, prompt, cells, lambda logits: logits, progress=False, budget=1)
+
+    def metric(logits):
+        sizes.append(len(logits))
+        return logits
+
+    whole = sweep(vlm, prompt, cells, metric, progress=False)
+    forwards = len(sizes)
+    small = sweep(vlm, prompt, cells, metric, progress=False, budget=1)
     assert (whole.values - small.values).abs().max() < CLOSE
+    assert sizes[forwards:] == [1] * 25 and forwards < 25
+
+
+def test_a_prompt_is_read_once_for_several_sweeps(monkeypatch):
+    vlm = vlm_of("llava_clip")
+    prompt, read, reads = prompt_of(vlm, 9), branches._read, []
+    monkeypatch.setattr(branches, "_read", lambda *given: reads.append(1) or read(*given))
+    for _ in range(3):
+        sweep(vlm, prompt, [[]], logit_of(0), progress=False)
+    assert len(reads) == 1
+    branches.forget(vlm)
+    sweep(vlm, prompt, [[]], logit_of(0), progress=False)
+    assert len(reads) == 2
+
+
+def changed_weight(vlm, prompt):
+    layer = vlm.model.get_submodule(f"{vlm.anatomy.layers}.0").mlp
+    kept, layer.down_proj.weight = layer.down_proj.weight, torch.nn.Parameter(layer.down_proj.weight.detach() * 1.5)
+    return lambda: setattr(layer.down_proj, "weight", kept)
+
+
+def changed_hook(vlm, prompt):
+    layer = vlm.model.get_submodule(f"{vlm.anatomy.layers}.0")
+    return layer.register_forward_hook(lambda module, args, out: out * 1.5).remove
+
+
+def changed_pixels(vlm, prompt):
+    kept = prompt.inputs["pixel_values"]
+    prompt.inputs["pixel_values"] = kept.flip(-1)
+    return lambda: prompt.inputs.update(pixel_values=kept)
+
+
+@pytest.mark.parametrize("change", [changed_weight, changed_hook, changed_pixels])
+def test_a_prefix_does_not_go_stale(change):
+    vlm = vlm_of("llava_clip")
+    prompt = prompt_of(vlm, 8)
+    before = sweep(vlm, prompt, [[]], logit_of(3), progress=False).values
+    undo = change(vlm, prompt)
+    try:
+        after = sweep(vlm, prompt, [[]], logit_of(3), progress=False).values
+        assert abs(after - oracle.logits(vlm, prompt)[3]) < CLOSE and abs(after - before) > 1e-3
+    finally:
+        undo()
+    assert torch.equal(sweep(vlm, prompt, [[]], logit_of(3), progress=False).values, before)
 
 
 def test_what_a_sweep_keeps_is_the_metric_and_not_the_logits():
@@ -241,6 +304,62 @@ def test_metrics_of_the_residual_stream(family):
         assert abs(found.values[0, 0] - expected) < CLOSE
 
 
+@families
+def test_branches_that_end_at_different_steps(family):
+    """Three end tokens, so that branches end early, one by one; a repetition penalty; a processor that forbids a token."""
+    vlm = vlm_of(family)
+    prompt, config = prompt_of(vlm), vlm.model.generation_config
+    lists = [[AddVector(1, random(vlm.anatomy.d_model, seed=i), 2.0, ("last", "answer"))] for i in range(12)]
+    plain = [oracle.tokens(vlm, prompt, edits, n=8) for edits in lists]
+    ends = [plain[i][k] for i, k in ((0, 1), (3, 3), (7, 5))]
+    banned = max((t for some in plain for t in some if t not in ends), key=lambda t: sum(some.count(t) for some in plain))
+
+    def forbid(ids, scores):
+        return scores.index_fill(1, torch.tensor([banned]), -torch.inf)
+
+    kept = config.eos_token_id, config.repetition_penalty
+    config.eos_token_id, config.repetition_penalty = ends, 1.3
+    try:
+        found = sweep(vlm, prompt, lists, max_new_tokens=8, logits_processor=[forbid], progress=False).texts[0]
+        expected = [oracle.tokens(vlm, prompt, edits, n=8, logits_processor=[forbid]) for edits in lists]
+    finally:
+        config.eos_token_id, config.repetition_penalty = kept
+    assert len({len(some) for some in expected}) > 1
+    assert list(found) == [vlm.tokenizer.decode(some, skip_special_tokens=True).strip() for some in expected]
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_sixteen_bits(attn):
+    vlm = load(copy.deepcopy(vlm_of("qwen2_vl", attn).model).to(torch.bfloat16), processor=vlm_of("qwen2_vl").processor)
+    prompt = prompt_of(vlm)
+    lists = {k: v for k, v in edit_lists(vlm, prompt).items() if k in ("head 1", "steer", "scale attention", "set neurons")}
+    found = sweep(vlm, prompt, lists, lambda logits: logits, progress=False)
+    assert found.values.dtype == torch.float32
+    for i, (name, edits) in enumerate(lists.items()):
+        expected = oracle.logits(vlm, prompt, edits)
+        assert (run(vlm, prompt, edits).logits - expected).abs().max() < 0.1, name
+        assert (found.values[0, i] - expected.float()).abs().max() < 0.1, name
+
+
+def test_a_model_whose_layers_all_slide():
+    """LLaVA over Mistral, with a window shorter than the prompt: its configuration names no layer types."""
+    text = transformers.MistralConfig(
+        vocab_size=len(vlm_of("llava_clip").tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=12, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config = copy.deepcopy(vlm_of("llava_clip").model.config)
+    config.text_config = text
+    torch.manual_seed(0)
+    model = tiny_families.widened(transformers.AutoModelForImageTextToText.from_config(config)).eval()
+    vlm = load(model, processor=vlm_of("llava_clip").processor)
+    prompt = prompt_of(vlm)
+    assert vlm.anatomy.window == 12 < len(prompt)
+    lists = edit_lists(vlm, prompt) | {"mixed": [AddVector(0, random(32), 0.3, "last")]}
+    found = sweep(vlm, prompt, lists, lambda logits: logits, progress=False)
+    for i, (name, edits) in enumerate(lists.items()):
+        assert (found.values[0, i] - oracle.logits(vlm, prompt, edits)).abs().max() < CLOSE, name
+
+
 # gradients and attention
 
 
@@ -275,6 +394,10 @@ def test_attention_weights(family):
     assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
     to_picture = weights[:, :, -1, list(prompt.visual)].sum(-1)
     assert to_picture[2, 1] == 0 and (to_picture[2, 0] > 0 or vlm.anatomy.window)
+    whole = collect(vlm, prompt, ["attention"]).attention
+    with torch.no_grad():
+        eager = vlm_of(family, "eager").model(**prompt.inputs, output_attentions=True).attentions
+    torch.testing.assert_close(whole, torch.cat(eager), atol=CLOSE, rtol=1e-4)
     config = vlm.model.get_submodule(vlm.anatomy.family.language).config
     assert config._attn_implementation == "sdpa"
     assert torch.equal(oracle.logits(vlm, prompt), oracle.logits(vlm_of(family), prompt))
@@ -348,6 +471,15 @@ def test_an_error_or_ctrl_c_in_the_middle_leaves_nothing_behind():
     assert torch.equal(oracle.logits(vlm, prompt), before)
 
 
+def test_a_model_is_freed_with_its_vlm():
+    vlm = load(copy.deepcopy(vlm_of("llava_clip").model), processor=vlm_of("llava_clip").processor)
+    gone = weakref.ref(vlm.model)
+    sweep(vlm, prompt_of(vlm), [[]], logit_of(0), progress=False)
+    del vlm
+    gc.collect()
+    assert gone() is None
+
+
 # edits as values
 
 
@@ -357,6 +489,13 @@ def test_edits_print_compare_and_travel(tmp_path):
     save_edits(edits, tmp_path / "edits.json")
     again = load_edits(tmp_path / "edits.json")
     assert again == edits and [repr(e) for e in again] == [repr(e) for e in edits]
+    shared = random(4)
+    save_edits([AddVector(0, shared, 0.5), AddVector(1, shared, 2)], tmp_path / "alpha_0.5")
+    save_edits([AddVector(0, -shared)], tmp_path / "alpha_0.7")
+    assert torch.equal(load_edits(tmp_path / "alpha_0.5")[1].vector, shared)
+    kept = AddVector(np.int64(0), shared, np.float32(2), (np.int64(3), "last"))
+    shared.mul_(0)
+    assert kept.vector.abs().sum() > 0 and type(kept.layer) is int and kept.positions == (3, "last")
     assert edits[0] != edits[1] and hash(again[0]) == hash(edits[0])
     assert repr(SetHead(1, 2, torch.tensor([3.0, 4.0]))) == "SetHead(layer=1, head=2, value=<2, norm 5>, positions=('last',))"
     assert AddVector(1, torch.ones(3)) != AddVector(1, torch.ones(3), alpha=2) != "AddVector"
@@ -404,6 +543,7 @@ def test_two_adds_and_two_scalings_at_one_place_both_count():
         (lambda a: SetResidual(0, torch.ones(1, a.d_model), ("last", "answer")), "cannot go with 'answer'"),
         (lambda a: SetNeurons(0, [1, 2], torch.ones(3)), "2 neurons, but values for 3"),
         (lambda a: ScaleNeurons(0, [1, 1], 2.0), "expected different numbers"),
+        (lambda a: block_attention(1, "last", "all"), "leaves a token nothing to attend to; leave it at least its own position"),
         (lambda a: ScaleAttention(0, -1.0), "factor is -1.0; expected 0"),
         (lambda a: ScaleAttention(0, 1.0, "last", "answer"), "keys are tokens of the prompt"),
     ],
@@ -431,6 +571,11 @@ def test_contradictions_are_refused():
     ("call", "message"),
     [
         (lambda vlm, p: collect(vlm, p, ["resid"]), "'resid' is nothing to collect; expected some of residual, heads"),
+        (lambda vlm, p: collect(vlm, p, layers=[]), "No layers are named; this model has layers 0 to 3"),
+        (lambda vlm, p: collect(vlm, p, positions=[]), "No positions are named"),
+        (lambda vlm, p: sweep(vlm, p, [[]], projection(torch.ones(32), 9)), "Layer 9 is out of range"),
+        (lambda vlm, p: sweep(vlm, p, [[]], max_new_tokens=1, progress=False).grid(), "A grid needs one number"),
+        (lambda vlm, p: logit_difference(vlm, "uncle", "uncle"), "begin with the same token"),
         (lambda vlm, p: collect(vlm, p, layers=[9]), "Layer 9 is out of range; this model has layers 0 to 3"),
         (lambda vlm, p: collect(vlm, p, positions="vision"), "A prompt has no span 'vision'"),
         (lambda vlm, p: collect(vlm, p, wrt=lambda logits: logits), "a gradient needs one"),
@@ -440,7 +585,10 @@ def test_contradictions_are_refused():
             lambda vlm, p: patch(collect(vlm, p, ["heads"]), 0, head=9, positions=[0]),
             "Head 9 is out of range; the donor has heads 0 to 3",
         ),
-        (lambda vlm, p: patch(collect(vlm, p), 0, positions=[4000]), "Layer 0, position 4000 was not collected here"),
+        (
+            lambda vlm, p: patch(collect(vlm, p), 0, positions=[4000]),
+            "Layer 0, position 4000 was not collected here; there are layers 0 to 3, positions 0 to",
+        ),
         (lambda vlm, p: mean_ablation([], 0), "There are no donors"),
         (lambda vlm, p: run(vlm, []), "There are no prompts"),
         (lambda vlm, p: sweep(vlm, p, [[]]), "either a metric or max_new_tokens"),

@@ -1,5 +1,6 @@
 """`verify` says that the roads agree, and says so no longer when one of them is bent."""
 
+import copy
 import re
 
 import pytest
@@ -7,7 +8,9 @@ import tiny_families
 import torch
 
 from emointerp import cli
+from emointerp.models import load
 from emointerp.tracing import verify
+from emointerp.tracing.plan import Plan
 
 
 @pytest.mark.parametrize("family", tiny_families.NAMES)
@@ -33,8 +36,6 @@ def test_the_roads_agree_on_every_family(family):
 
 def test_a_road_that_differs_is_named(monkeypatch):
     vlm = tiny_families.vlm("llava_clip")
-    from emointerp.tracing.plan import Plan
-
     right = Plan.apply
     monkeypatch.setattr(
         Plan, "apply", lambda self, layer, site, hidden, n: right(self, layer, site, hidden, n) + 0.01 * (site == "heads")
@@ -42,6 +43,22 @@ def test_a_road_that_differs_is_named(monkeypatch):
     found = verify(vlm)
     assert not found.agrees
     assert re.search(r"do NOT agree with plain hooks: nnsight \(patched head\), branches \(patched head\)\.", str(found))
+
+
+def test_a_weight_that_is_no_number_is_no_agreement():
+    vlm = load(copy.deepcopy(tiny_families.vlm("llava_clip").model), processor=tiny_families.vlm("llava_clip").processor)
+    with torch.no_grad():
+        vlm.model.get_submodule(f"{vlm.anatomy.layers}.1.mlp.down_proj").weight[0, 0] = torch.nan
+    assert not verify(vlm).agrees
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_find_an_edit_that_is_not_done(dtype, monkeypatch):
+    vlm = load(copy.deepcopy(tiny_families.vlm("llava_clip").model).to(dtype), processor=tiny_families.vlm("llava_clip").processor)
+    assert verify(vlm).agrees or verify(vlm).undecided()
+    right = Plan.apply
+    monkeypatch.setattr(Plan, "apply", lambda self, layer, site, x, n: x if site == "heads" else right(self, layer, site, x, n))
+    assert not verify(vlm).agrees
 
 
 def test_the_command(capsys, monkeypatch):

@@ -39,9 +39,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of one model and their sizes; `window` is that of sliding attention, where some layers have it.
+    """The parts of one model and their sizes.
 
-    `context` is how many tokens the model reads at most.
+    `context` is how many tokens the model reads at most; `window` is that of sliding attention, which either some layers have
+    (`mixed_windows`) or all.
 
     Paths: `layers`, `norm` (the final one), `unembedding`, `vision_layers`, `projector`; inside a layer `self_attn.o_proj`
     and `mlp.down_proj`.
@@ -58,6 +59,7 @@ class Anatomy:
     image_token: int
     context: int
     window: int | None = None
+    mixed_windows: bool = False
 
     @property
     def layers(self) -> str:
@@ -84,7 +86,7 @@ def anatomy_of(model: torch.nn.Module) -> Anatomy:
     family = family_of(model.config)
     text = model.config.get_text_config()
     heads = text.num_attention_heads
-    layer_types = getattr(text, "layer_types", None) or ()
+    layer_types = getattr(text, "layer_types", None) or ("sliding_attention",)  # Mistral names none: all or no layers slide
     anatomy = Anatomy(
         family,
         n_layers=text.num_hidden_layers,
@@ -96,7 +98,8 @@ def anatomy_of(model: torch.nn.Module) -> Anatomy:
         vocabulary=text.vocab_size,
         image_token=model.config.image_token_id,
         context=text.max_position_embeddings,
-        window=text.sliding_window if "sliding_attention" in layer_types else None,
+        window=getattr(text, "sliding_window", None) if "sliding_attention" in layer_types else None,
+        mixed_windows=len(layer_types) > 1,
     )
     _check_parts(model, anatomy)
     return anatomy

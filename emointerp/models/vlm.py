@@ -108,7 +108,7 @@ class VLM:
         return self.anatomy.family.boxes(prompt.image.size, prompt.inputs, self.processor, self.model.config)
 
     def batched(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Model inputs of several prompts, padded on the left."""
+        """Model inputs of several prompts, padded on the left; made anew of their pictures and texts, not of their `inputs`."""
         return self._processed([p.image for p in prompts], [p.rendered for p in prompts])
 
     def placed(self, inputs: dict[str, Any]) -> dict[str, Any]:

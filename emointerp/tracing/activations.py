@@ -37,5 +37,10 @@ class Activations:
         if values is None:
             raise InputError(f"{site!r} was not collected here; ask for it: collect(vlm, prompt, [{site!r}]).")
         if layer not in self.layers or position not in self.positions:
-            raise InputError(f"Layer {layer}, position {position} was not collected here (layers {self.layers}).")
+            held = f"layers {_range(self.layers)}, positions {_range(self.positions)}"
+            raise InputError(f"Layer {layer}, position {position} was not collected here; there are {held}.")
         return values[self.layers.index(layer)].select(-2, self.positions.index(position))
+
+
+def _range(labels: tuple[int, ...]) -> str:
+    return f"{labels[0]} to {labels[-1]}" if labels == tuple(range(labels[0], labels[-1] + 1)) else ", ".join(map(str, labels))

@@ -2,8 +2,8 @@
 
 In causal attention the tokens before an edit do not feel it. So a prompt is read once (`Prefix`), and every intervention is a
 branch: its tokens from the first edited one on, run behind the shared keys and values. Short branches stand behind one another in
-one sequence, kept apart by a mask, and no cache is copied (a tree); long ones stand in rows of a batch, each with its copy of the
-cache. Both are exact up to the rounding of floating-point sums in another order, for every family:
+one sequence, kept apart by a mask, and no branch has a cache of its own (a tree); long ones stand in rows of a batch, each with its
+copy of the cache. Both are exact up to the rounding of floating-point sums in another order, for every family:
 
 - Positions are given explicitly, the true ones (three axes in the Qwen families), so no state of the model is used.
 - The mask is a float mask of the model's dtype. Gemma 3 gets two, for full and sliding attention, and its image tokens, which
@@ -24,11 +24,12 @@ from transformers import DynamicCache
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.tracing.edits import Edit, ScaleAttention
-from emointerp.tracing.interleave import Visit, traced
+from emointerp.tracing.interleave import Visit, check_maskable, traced
 from emointerp.tracing.metrics import Metric
 from emointerp.tracing.plan import Layout, Plan, Rows, Tree, plan_answer, plan_prompt
 
-KEPT = 4  # prompts whose prefix stays in memory
+KEPT = 4  # prompts whose prefix stays in memory,
+KEPT_BYTES = 2**30  # as long as their keys and values take no more than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +48,44 @@ class Prefix:
     blocks: Tensor
     deepstack: tuple[Tensor, list[Tensor]] | None
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(t.nbytes for pair in self.keys_values for t in pair)
+
 
 def prefix_of(vlm: VLM, prompt: Prompt) -> Prefix:
-    """The prefix of a prompt; the last few are kept, and made again when the model's weights have been changed in place."""
+    """The prefix of a prompt. The last few are kept, and read again once the model, its hooks or the prompt's inputs have changed.
+
+    Changes through a weight's `.data`, which PyTorch does not count, are not seen: call `forget(vlm)` after them.
+    """
+    check_maskable(vlm)
     kept: OrderedDict[tuple, Prefix] = vlm.__dict__.setdefault("_prefixes", OrderedDict())
-    state = sum(p._version for p in vlm.model.parameters())
-    key = (id(prompt), state, vlm.model.dtype, part(vlm.model, vlm.anatomy.family.language).config._attn_implementation)
-    if key not in kept:
+    state = _state(vlm)
+    for key in [key for key in kept if key[0] != state]:
+        del kept[key]
+    key = (state, id(prompt), tuple((id(t), t._version) for t in prompt.inputs.values() if torch.is_tensor(t)))
+    if key not in kept or kept[key].prompt is not prompt:
         kept[key] = _read(vlm, prompt)
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
     kept.move_to_end(key)
+    while len(kept) > 1 and (len(kept) > KEPT or sum(prefix.bytes for prefix in kept.values()) > KEPT_BYTES):
+        kept.popitem(last=False)
     return kept[key]
+
+
+def forget(vlm: VLM) -> None:
+    """Drop what is kept of prompts that were read."""
+    vlm.__dict__.pop("_prefixes", None)
+
+
+def _state(vlm: VLM) -> int:
+    """A number that changes with the model's weights, buffers, hooks and attention."""
+    seen: list[Any] = [part(vlm.model, vlm.anatomy.family.language).config._attn_implementation]
+    for module in vlm.model.modules():
+        tensors = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+        seen += [(t.data_ptr(), t._version, t.dtype) for t in tensors]
+        seen += [*module._forward_hooks, *module._forward_pre_hooks]
+    return hash(tuple(seen))
 
 
 @torch.no_grad()
@@ -142,7 +169,7 @@ class Branches:
         found: list[list[int]] = [[] for _ in alive]
         plan = None
         for step in range(max_new_tokens):
-            chosen = choose(ids, logits)
+            chosen = choose(ids, logits.to(ids.device))
             for i, token in zip(alive, chosen.tolist(), strict=True):
                 found[i].append(token)
             going = [k for k, token in enumerate(chosen.tolist()) if token not in ends]
@@ -162,7 +189,7 @@ class Branches:
 
     def _ends(self) -> Tensor:
         """Rows of the branches' last tokens among all tokens of the forward."""
-        return torch.arange(1, len(self.edit_lists) + 1, device=self.vlm.device) * self.length - 1
+        return torch.arange(1, len(self.edit_lists) + 1) * self.length - 1
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.no_grad():
@@ -212,10 +239,11 @@ class Branches:
         """Float masks [1, 1, queries, keys] from what full attention and a sliding window may see."""
         causal, distance = see
         whole = self._float(causal)
-        window = self.vlm.anatomy.window
-        if window is None:
+        anatomy = self.vlm.anatomy
+        if anatomy.window is None:
             return whole
-        return {"full_attention": whole, "sliding_attention": self._float(causal & (distance < window))}
+        near = self._float(causal & (distance < anatomy.window))
+        return {"full_attention": whole, "sliding_attention": near} if anatomy.mixed_windows else near
 
     def _float(self, see: Tensor) -> Tensor:
         dtype, device = self.prefix.embeds.dtype, self.vlm.device
@@ -224,7 +252,7 @@ class Branches:
     def _drop(self, going: Sequence[int]) -> None:
         """Branches that ended leave a batch; in a tree their keys stay, unseen."""
         if not self.tree:
-            self.cache.batch_select_indices(torch.tensor(going, device=self.vlm.device))
+            self.cache.batch_select_indices(torch.tensor(going))
 
 
 class _Seen:

@@ -14,10 +14,12 @@ True
 
 import json
 import math
+import numbers
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +28,7 @@ from torch import Tensor
 from emointerp.errors import InputError
 
 SPANS = ("visual", "query", "last", "all", "answer")
-Positions = str | int | Iterable[str | int]
+Positions = str | SupportsIndex | Iterable[str | SupportsIndex]
 FROM_LAST = ("last", "answer")
 
 
@@ -34,11 +36,12 @@ FROM_LAST = ("last", "answer")
 class Edit:
     """What all edits share: they print readably, compare by value, and refuse what cannot mean anything."""
 
-    layer: int
+    layer: SupportsIndex
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, int) or self.layer < 0:
-            raise InputError(f"{self._name}: layer is {self.layer!r}; expected a number from 0 up.")
+        self._set(layer=_whole(self, "layer", self.layer))
+        if self.layer < 0:
+            raise InputError(f"{self._name}: layer is {self.layer}; expected a number from 0 up.")
 
     @property
     def _name(self) -> str:
@@ -85,7 +88,7 @@ class AddVector(Write):
 
     site, how = "residual", "add"
     vector: Tensor
-    alpha: float = 1.0
+    alpha: numbers.Real = 1.0
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ class SetHead(Write):
     """Put `value` in the place of a head's output before `o_proj`; [d_head], or [positions, d_head]. Head patching."""
 
     site, how = "heads", "set"
-    head: int
+    head: SupportsIndex
     value: Tensor
     positions: Positions = "last"
 
@@ -141,7 +144,7 @@ class SetNeurons(Write):
     """Put `value` in the place of neurons' activations (the input of `down_proj`); [neurons], or [positions, neurons]."""
 
     site, how = "neurons", "set"
-    neurons: Sequence[int]
+    neurons: Sequence[SupportsIndex]
     value: Tensor
     positions: Positions = "last"
 
@@ -165,8 +168,8 @@ class ScaleNeurons(Write):
     """Multiply neurons' activations (the input of `down_proj`) by `factor`. Neuron amplification."""
 
     site, how = "neurons", "scale"
-    neurons: Sequence[int]
-    factor: float
+    neurons: Sequence[SupportsIndex]
+    factor: numbers.Real
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
@@ -188,10 +191,10 @@ class ScaleAttention(Edit):
     `log factor` is added to the scores before the softmax, which equals scaling after it and normalising again.
     """
 
-    factor: float
+    factor: numbers.Real
     query: Positions = FROM_LAST
     key: Positions = "visual"
-    heads: Sequence[int] | None = None
+    heads: Sequence[SupportsIndex] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,30 +211,32 @@ class ScaleAttention(Edit):
 EDITS = {edit.__name__: edit for edit in (AddVector, SetResidual, SetHead, SetNeurons, ScaleNeurons, ScaleAttention)}
 
 
-def block_attention(layer: int, query: Positions, key: Positions, heads: Sequence[int] | None = None) -> ScaleAttention:
+def block_attention(
+    layer: SupportsIndex, query: Positions, key: Positions, heads: Sequence[SupportsIndex] | None = None
+) -> ScaleAttention:
     """Attention from `query` to `key` positions knocked out in a layer."""
     return ScaleAttention(layer, 0.0, query, key, heads)
 
 
 def save_edits(edits: Sequence[Edit], file: str | Path) -> None:
-    """Write edits to `file` as JSON, their tensors beside it in a `.safetensors` file."""
+    """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`."""
     file, tensors, rows = Path(file), {}, []
     for i, edit in enumerate(edits):
         row: dict[str, Any] = {"edit": type(edit).__name__}
         for name, value in edit._values():
             if torch.is_tensor(value):
-                tensors[f"{i}.{name}"] = value.contiguous()
+                tensors[f"{i}.{name}"] = value.cpu().clone().contiguous()  # a vector may serve in several edits
                 value = {"tensor": f"{i}.{name}"}
             row[name] = value
         rows.append(row)
-    save_file(tensors, file.with_suffix(".safetensors"))
+    save_file(tensors, _tensors_of(file))
     file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def load_edits(file: str | Path) -> list[Edit]:
     """Read what `save_edits` wrote."""
     file = Path(file)
-    tensors, edits = load_file(file.with_suffix(".safetensors")), []
+    tensors, edits = load_file(_tensors_of(file)), []
     for row in json.loads(file.read_text()):
         kind = row.pop("edit")
         if kind not in EDITS:
@@ -239,6 +244,10 @@ def load_edits(file: str | Path) -> list[Edit]:
         values = {k: tensors[v["tensor"]] if isinstance(v, dict) else v for k, v in row.items()}
         edits.append(EDITS[kind](**values))
     return edits
+
+
+def _tensors_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.safetensors")
 
 
 def _shown(value: Any) -> str:
@@ -249,22 +258,32 @@ def _shown(value: Any) -> str:
 
 def _same(a: Any, b: Any) -> bool:
     if torch.is_tensor(a) and torch.is_tensor(b):
-        return a.dtype == b.dtype and torch.equal(a, b)
+        return a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
     return a == b
 
 
 def _positions(edit: Edit, given: Positions) -> tuple[str | int, ...]:
-    listed = (given,) if isinstance(given, str | int) else tuple(given)
-    for p in listed:
-        if isinstance(p, bool) or not isinstance(p, str | int) or (isinstance(p, str) and p not in SPANS):
-            raise InputError(f"{edit._name}: {p!r} is no position; expected a token index or one of {', '.join(SPANS)}.")
+    listed = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    listed = tuple(p if p in SPANS else _position(edit, p) for p in listed)
     if not listed:
         raise InputError(f"{edit._name}: no positions are given; expected token indices or spans such as 'last'.")
     return listed
 
 
+def _position(edit: Edit, given: Any) -> int:
+    if isinstance(given, str | bool) or not hasattr(given, "__index__"):
+        raise InputError(f"{edit._name}: {given!r} is no position; expected a token index or one of {', '.join(SPANS)}.")
+    return operator.index(given)
+
+
+def _whole(edit: Edit, what: str, given: Any) -> int:
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise InputError(f"{edit._name}: {what} is {given!r}; expected a whole number.")
+    return operator.index(given)
+
+
 def _units(edit: Edit, what: str, given: Sequence[int]) -> tuple[int, ...]:
-    listed = tuple(int(i) for i in given)
+    listed = tuple(_whole(edit, what, i) for i in given)
     if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
         raise InputError(f"{edit._name}: {what} is {given!r}; expected different numbers from 0 up.")
     return listed
@@ -282,12 +301,13 @@ def _tensor(edit: Edit, what: str, given: Any, *dimensions: int) -> Tensor:
         raise InputError(f"{edit._name}: {what} has shape {list(given.shape)}; expected {expected}.")
     if not torch.isfinite(given).all():
         raise InputError(f"{edit._name}: {what} holds NaN or infinity; look at where it was computed.")
-    return given.detach()
+    return given.detach().clone()  # an edit keeps its value, whatever becomes of the tensor that it was made from
 
 
-def _check_number(edit: Edit, what: str, value: float) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+def _check_number(edit: Edit, what: str, value: Any) -> None:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"{edit._name}: {what} is {value!r}; expected a finite number.")
+    edit._set(**{what: float(value)})
 
 
 def _check_fixed(edit: Edit, per_position: bool) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from nnsight import NNsight
@@ -14,14 +13,22 @@ from emointerp.models import VLM
 from emointerp.models.anatomy import part
 from emointerp.tracing.plan import Plan
 
-_TRACED: WeakKeyDictionary[torch.nn.Module, NNsight] = WeakKeyDictionary()
-
 
 def traced(vlm: VLM) -> NNsight:
     """nnsight's view of a model; the model itself and its results stay as they are."""
-    if vlm.model not in _TRACED:
-        _TRACED[vlm.model] = NNsight(vlm.model)
-    return _TRACED[vlm.model]
+    kept = vlm.__dict__  # so that it goes when the model does
+    if "_traced" not in kept:
+        kept["_traced"] = NNsight(vlm.model)
+    return kept["_traced"]
+
+
+def check_maskable(vlm: VLM) -> None:
+    """Refuse attention implementations that take no mask of scores."""
+    used = part(vlm.model, vlm.anatomy.family.language).config._attn_implementation
+    if used not in ("eager", "sdpa"):
+        raise InputError(
+            f"Under attn_implementation={used!r} attention takes no mask of ours; load the model with 'sdpa' or 'eager'."
+        )
 
 
 @dataclass
@@ -38,6 +45,8 @@ class Visit:
 
     def __call__(self, plan: Plan) -> None:
         layers, anatomy = part(traced(self.vlm), self.vlm.anatomy.layers), self.vlm.anatomy
+        if plan.attention:
+            check_maskable(self.vlm)
         for i in sorted(plan.layers.union(*self.wanted.values())):
             layer = layers[i]
             if i in plan.attention:
@@ -64,10 +73,21 @@ def _biased(inputs: tuple, plan: Plan, layer: int, n_heads: int) -> tuple:
     """The inputs of an attention layer with the plan's scores added to its mask."""
     args, kwargs = inputs
     hidden, cache = args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")
+    plan.check_shape(hidden)
     seen = hidden.shape[1] + (cache.get_seq_length(layer) if cache is not None else 0)
     mask = _additive(kwargs.get("attention_mask"), hidden, seen)
     bias = plan.bias(layer, (hidden.shape[0], n_heads, hidden.shape[1], seen), mask)
-    return args, {**kwargs, "attention_mask": mask + bias[..., seen - mask.shape[-1] :]}  # a sliding cache holds the last keys only
+    both = mask + bias[..., seen - mask.shape[-1] :]  # a sliding cache holds the last keys only
+    if (_blind(both) & ~_blind(mask)).any():
+        raise InputError(
+            f"ScaleAttention in layer {layer} leaves a token nothing to attend to; leave it at least its own position."
+        )
+    return args, {**kwargs, "attention_mask": both}
+
+
+def _blind(mask: Tensor) -> Tensor:
+    """Which queries may attend to nothing; a mask of transformers' own blocks with the lowest number, not with -inf."""
+    return (mask <= torch.finfo(mask.dtype).min / 2).all(-1)
 
 
 def _additive(mask: Tensor | None, hidden: Tensor, keys: int) -> Tensor:
@@ -75,8 +95,6 @@ def _additive(mask: Tensor | None, hidden: Tensor, keys: int) -> Tensor:
     if mask is None:
         queries = hidden.shape[1]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).tril(keys - queries)[None, None]
-    if mask.ndim != 4:
-        raise InputError("Attention cannot be scaled under this attn_implementation; load the model with 'sdpa' or 'eager'.")
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, -torch.inf)

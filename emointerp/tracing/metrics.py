@@ -24,8 +24,8 @@ class Metric:
     name: str = "metric"
 
     def __call__(self, last: Float[Tensor, "forwards width"]) -> Tensor:
-        """The metric of each forward."""
-        value = self.function(last)
+        """The metric of each forward, computed in float32: effects are small beside the grain of 16 bits."""
+        value = self.function(last.float())
         if value.shape[:1] != last.shape[:1]:
             raise InputError(
                 f"The metric {self.name!r} gave shape {list(value.shape)} for {len(last)} forwards; expected one row each."
@@ -58,12 +58,14 @@ def _first(vlm: VLM, ids: list[int]) -> int:
 def logit_mass(vlm: VLM, words: Sequence[str]) -> Metric:
     """Log of the summed probability of the words' first tokens, in nats."""
     ids = first_tokens(vlm, words)
-    return Metric(lambda logits: F.log_softmax(logits.float(), -1)[:, ids].logsumexp(-1), name=f"log p({words[0]}, …)")
+    return Metric(lambda logits: F.log_softmax(logits, -1)[:, ids].logsumexp(-1), name=f"log p({words[0]}, …)")
 
 
 def logit_difference(vlm: VLM, word: str, other: str) -> Metric:
     """Logit of one word's first token less that of another's."""
     a, b = first_tokens(vlm, [word])[0], first_tokens(vlm, [other])[0]
+    if a == b:
+        raise InputError(f"{word!r} and {other!r} begin with the same token in this model; their logits cannot differ.")
     return Metric(lambda logits: logits[:, a] - logits[:, b], name=f"logit({word}) - logit({other})")
 
 

@@ -5,11 +5,13 @@ A `Layout` says where the tokens of several interventions stand in a forward of 
 that each layer does one indexing operation a site, however many interventions there are.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,11 +93,20 @@ class Plan:
         mine = [key for key in self.writes if key[:2] == (layer, site)]
         if not mine:
             return hidden
+        self.check_shape(hidden)
         flat = hidden.clone().view(hidden.shape[0] * hidden.shape[1], n_units, -1)
         for key in sorted(mine):
             rows, units, values = (t.to(hidden.device) for t in self.writes[key])
             _write(flat, key[2], rows, units, values.to(hidden.dtype))
         return flat.view(hidden.shape)
+
+    def check_shape(self, hidden: Tensor) -> None:
+        """Refuse a forward of another length than the one that was planned."""
+        if hidden.shape[1] != self.tokens:
+            raise InputError(
+                f"Edits for a forward of {self.tokens} tokens met one of {hidden.shape[1]}; generate without options that change "
+                "how tokens are fed (assisted or chunked decoding)."
+            )
 
     def bias(self, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
         """Scores to add before the softmax, [batch, heads, queries, keys]."""
@@ -156,7 +167,7 @@ class _Draft:
 
     def __init__(self, layout: Layout, tokens: int, device: torch.device):
         self.layout, self.tokens, self.device = layout, tokens, device
-        self.parts: dict[Key, tuple[list[int], list[int], list[Tensor]]] = defaultdict(lambda: ([], [], []))
+        self.parts: dict[Key, list[tuple[np.ndarray, np.ndarray, Tensor]]] = defaultdict(list)
         self.attention: dict[int, list[tuple]] = defaultdict(list)
         self.rounds: dict[tuple, int] = defaultdict(int)
 
@@ -166,11 +177,9 @@ class _Draft:
         # two scalings at one place both count, so each has an indexing operation of its own
         round_ = self.rounds[i, edit.layer, edit.site] if edit.how == "scale" else 0
         self.rounds[i, edit.layer, edit.site] += edit.how == "scale"
-        rows, units, values = self.parts[edit.layer, edit.site, edit.how, round_]
-        own = edit.units()
-        rows += [row * self.tokens + token for row, token in places for _ in own]
-        units += own * len(places)
-        values.append(edit.written(len(places)).flatten(0, 1))
+        units, rows = np.asarray(edit.units()), np.asarray([row * self.tokens + token for row, token in places])
+        written = (np.repeat(rows, len(units)), np.tile(units, len(rows)), edit.written(len(rows)).flatten(0, 1))
+        self.parts[edit.layer, edit.site, edit.how, round_].append(written)
 
     def attend(self, i: int, edit: ScaleAttention, places: list[tuple[int, int]], prompt: Prompt) -> None:
         if not places:
@@ -180,11 +189,13 @@ class _Draft:
         self.attention[edit.layer].append((places[0][0], edit.heads, [token for _, token in places], keys, added))
 
     def plan(self) -> Plan:
-        writes = {
-            key: (torch.tensor(rows), torch.tensor(units), torch.cat([v.to(self.device) for v in values]))
-            for key, (rows, units, values) in self.parts.items()
-        }
-        return Plan(self.tokens, writes, dict(self.attention))
+        return Plan(
+            self.tokens, {key: self._joined(*zip(*some, strict=True)) for key, some in self.parts.items()}, dict(self.attention)
+        )
+
+    def _joined(self, rows: tuple, units: tuple, values: tuple) -> tuple[Tensor, Tensor, Tensor]:
+        where = (torch.from_numpy(np.concatenate(some)).to(self.device) for some in (rows, units))
+        return *where, torch.cat([v.to(self.device) for v in values])
 
 
 def check(edits: Sequence[Edit], anatomy: Anatomy, prompt: Prompt) -> None:
@@ -224,18 +235,24 @@ def _check_width(edit: Edit, anatomy: Anatomy) -> None:
 
 def _check_contradictions(edits: Sequence[Edit], prompt: Prompt) -> None:
     """At one place either one value is set, or any number is added, or any number scales: else the order would matter."""
-    taken: dict[tuple, Write] = {}
-    for edit in edits if len(edits) > 1 else ():
-        for place in _places(edit, prompt):
-            first = taken.setdefault(place, edit)
-            if first is not edit and (first.how != edit.how or edit.how == "set"):
-                layer, site, unit, position = place
-                where = f"layer {layer}, {site}" + ("" if site == "residual" else f" {unit}") + f", position {position}"
-                raise InputError(f"{first._name} and {edit._name} contradict each other at {where}; keep one of them.")
+    by_site: dict[tuple[int, str], list[Write]] = defaultdict(list)
+    for edit in edits:
+        if isinstance(edit, Write):
+            by_site[edit.layer, edit.site].append(edit)
+    for some in by_site.values():
+        for one, other in itertools.combinations(some, 2):
+            if one is not other and (one.how != other.how or one.how == "set"):
+                _check_apart(one, other, prompt)
 
 
-def _places(edit: Edit, prompt: Prompt) -> list[tuple]:
-    if not isinstance(edit, Write):
-        return []
-    where = [*prompt.positions(p for p in edit.positions if p != "answer"), *(p for p in edit.positions if p == "answer")]
-    return [(edit.layer, edit.site, unit, p) for p in where for unit in edit.units()]
+def _check_apart(one: Write, other: Write, prompt: Prompt) -> None:
+    units = set(one.units()) & set(other.units())
+    shared = _where(one, prompt) & _where(other, prompt) if units else ()
+    if shared:
+        unit = "" if one.site == "residual" else f" {min(units)}"
+        place = f"layer {one.layer}, {one.site}{unit}, position {min(shared, key=str)}"
+        raise InputError(f"{one._name} and {other._name} contradict each other at {place}; keep one of them.")
+
+
+def _where(edit: Write, prompt: Prompt) -> set[int | str]:
+    return {*prompt.positions(p for p in edit.positions if p != "answer"), *(p for p in edit.positions if p == "answer")}

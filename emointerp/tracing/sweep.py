@@ -19,7 +19,7 @@ from emointerp.tracing.branches import Branches, first_touched, prefix_of
 from emointerp.tracing.edits import Edit, ScaleAttention
 from emointerp.tracing.metrics import Metric, as_metric
 from emointerp.tracing.plan import check
-from emointerp.tracing.verbs import Prompts
+from emointerp.tracing.verbs import Prompts, checked_layers
 
 EditLists = Mapping[Hashable, Sequence[Edit]] | Sequence[Sequence[Edit]]
 BUDGET = 2**30  # bytes that a forward of branches may take beside the weights and the prefix
@@ -66,8 +66,10 @@ class Sweep:
 
     def grid(self) -> pd.DataFrame:
         """Values less the baseline, mean over prompts: one row a first label, one column a second."""
+        if self.values is None or self.values.ndim > 2 or self.labels.nlevels != 2:
+            raise InputError("A grid needs one number for each intervention and labels of two parts, such as (layer, head).")
         effect = (self.values - self.baseline[:, None]).mean(0)
-        return pd.Series(effect.tolist(), index=self.labels).unstack()
+        return pd.Series(effect.tolist(), index=self.labels).unstack(sort=False)
 
 
 def sweep(
@@ -87,18 +89,25 @@ def sweep(
     `edit_lists` maps labels (a tuple makes several columns, called `names`) to lists of edits; a plain sequence is numbered. Where
     interventions differ between prompts, give a function of the prompt's number. The unedited run is always measured beside them.
 
-    Exact: each intervention gives what a forward (or `generate`) of its own would, up to the rounding of floating-point sums;
-    in float32 about 1e-5 of a logit. In half precision near-ties may choose another token. Answers are greedy and follow the
-    model's repetition penalty and the `logits_processor` given; other settings of its generation config are not read.
+    Exact: each intervention gives what a forward of its own would, up to the rounding of floating-point sums; in float32 about
+    1e-5 of a logit. Answers are those of a greedy `generate`; in half precision near-ties may choose another token. Of the model's
+    generation config only the end tokens and the repetition penalty are read. A `logits_processor` gets the branches that go on,
+    so one that remembers rows does not fit.
 
-    A forward takes at most `budget` bytes beside weights and prefix. Ctrl-C raises `SweepInterrupted`, which holds what is done.
+    As many interventions share a forward as `budget` bytes allow by an estimate, beside weights and prefix; at least one. Ctrl-C
+    raises `SweepInterrupted`, which holds what is done.
     """
     if (metric is None) == (max_new_tokens is None):
         raise InputError("Give a sweep either a metric or max_new_tokens, which makes it generate answers.")
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
     lists = [_labelled(edit_lists(i) if callable(edit_lists) else edit_lists) for i in range(len(prompts))]
+    for prompt, (_, some) in zip(prompts, lists, strict=True):
+        for edits in some:
+            check(edits, vlm.anatomy, prompt)
     labels = _labels([labels for labels, _ in lists], names)
     measure = _Answers(vlm, max_new_tokens, logits_processor) if metric is None else _Values(as_metric(metric))
+    if metric is not None and measure.metric.layer is not None:
+        checked_layers(vlm, measure.metric.layer)
     found: list[list[Any]] = [[None] * (len(labels) + 1) for _ in prompts]
     total = len(prompts) * (len(labels) + 1)
     try:
@@ -112,8 +121,6 @@ def sweep(
 
 def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int, row: list, bar: tqdm) -> None:
     """Fill `row` with the measure of each edit list."""
-    for edits in lists:
-        check(edits, vlm.anatomy, prompt)
     starts: dict[int, list[int]] = defaultdict(list)
     for i, edits in enumerate(lists):
         starts[first_touched(vlm, prompt, edits)].append(i)
@@ -215,6 +222,7 @@ def _listed(edits: Sequence[Edit]) -> Sequence[Edit]:
 
 
 def _labels(given: list[list[Hashable]], names: Sequence[str] | None) -> pd.Index:
+    names = (names,) if isinstance(names, str) else names
     if not given:
         raise InputError("There are no prompts to sweep over; make one with vlm.prompt(image, text).")
     if any(labels != given[0] for labels in given):

@@ -1,5 +1,6 @@
 """Three of the four verbs: `collect` activations, `run` with edits, `generate` with edits. The fourth is `sweep`."""
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -53,7 +54,7 @@ def collect(
     sites: Sequence[str] = ("residual",),
     edits: Sequence[Edit] = (),
     *,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[int] | int | None = None,
     positions: Any = "all",
     wrt: Metric | Callable[[Tensor], Tensor] | None = None,
 ) -> Activations | list[Activations]:
@@ -66,8 +67,10 @@ def collect(
     Only what is asked for is kept; with `wrt` all tokens of the sites are, until the gradients are there.
     """
     sites = _checked_sites(sites)
-    batch, layers = _Batch.of(vlm, prompts, edits), _checked_layers(vlm, layers)
+    batch, layers = _Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
     listed = (positions,) if isinstance(positions, str | int) else tuple(positions)
+    if not listed:
+        raise InputError("No positions are named; expected token indices or spans such as 'last'.")
     shelf = _Shelf(batch, sites, layers, [p.positions(listed) for p in batch.prompts])
     with _eager(vlm) if "attention" in sites else nullcontext():
         if wrt is None:
@@ -96,6 +99,7 @@ def _generated(vlm: VLM, edits: Sequence[Edit], prompts: Sequence[Prompt], input
     batch = _Batch(vlm, list(prompts), edits, inputs)
     prefill = batch.plan()
     step_plan = plan_answer([edits] * len(prompts), prompts, batch.layout, range(len(prompts)), vlm.device)
+    options |= {"num_beams": 1, "use_cache": True}  # one answer a prompt, one token a step
     model, answers, visit = traced(vlm), [], Visit(vlm)
     last = part(model, vlm.anatomy.norm)
 
@@ -193,7 +197,7 @@ def _with_gradients(batch: _Batch, shelf: _Shelf, metric: Metric) -> list[Activa
     whole: dict[tuple[str, int], Tensor] = {}
     wanted = {site: set(shelf.layers) for site in shelf.sites}
     if metric.layer is not None:
-        wanted["residual"] = wanted.get("residual", set()) | set(_checked_layers(batch.vlm, [metric.layer]))
+        wanted["residual"] = wanted.get("residual", set()) | set(checked_layers(batch.vlm, [metric.layer]))
     with torch.enable_grad():
         logits = batch.forward(Visit(batch.vlm, wanted, lambda site, layer, value: whole.update({(site, layer): value})), leaf=True)
         last = logits if metric.layer is None else whole["residual", metric.layer][:, -1]
@@ -215,16 +219,20 @@ def _one_each(metric: Metric, values: Tensor) -> Tensor:
 
 
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
-    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    sites = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     for site in sites:
         if site not in SITES:
             raise InputError(f"{site!r} is nothing to collect; expected some of {', '.join(SITES)}.")
     return sites
 
 
-def _checked_layers(vlm: VLM, layers: Iterable[int] | None) -> tuple[int, ...]:
+def checked_layers(vlm: VLM, layers: Iterable[int] | int | None) -> tuple[int, ...]:
+    """Layers that the model has, each once; all of them where none are named."""
     n = vlm.anatomy.n_layers
-    chosen = tuple(range(n) if layers is None else layers)
+    chosen = range(n) if layers is None else layers if isinstance(layers, Iterable) else (layers,)
+    chosen = tuple(dict.fromkeys(operator.index(layer) for layer in chosen))
+    if not chosen:
+        raise InputError(f"No layers are named; this model has layers 0 to {n - 1}.")
     for layer in chosen:
         if not 0 <= layer < n:
             raise InputError(f"Layer {layer} is out of range; this model has layers 0 to {n - 1}.")

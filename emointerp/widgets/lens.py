@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from emointerp.emotions import BASIC
+from emointerp.errors import EmointerpError
 from emointerp.lens import ENTROPY, MASS, LogitLens, logit_lens
 from emointerp.models import VLM
 from emointerp.start_here import EVENT
@@ -33,7 +34,8 @@ def compute(lens: LogitLens, layer: int, token: int) -> str:
 class LensPanel(Panel):
     """The controls, a picture whose patches can be clicked, the prompt's tokens, and what comes next at the chosen one.
 
-    `controls` are "picture", "show", "layer" and "token"; a click on a patch or a token sets "token".
+    `controls` are "picture", "show", "layer" and "token"; a click on a patch or a token sets "token". `lens` is the reading of the
+    chosen picture, or None where it cannot be read.
     """
 
     def __init__(self, vlm: VLM, pictures: Mapping[str, Any], event: str, answer: str):
@@ -46,22 +48,24 @@ class LensPanel(Panel):
             "token": widgets.BoundedIntText(first.prompt.last, min=0, max=first.prompt.last, description="token"),
         }
         self.controls, self.grid, self.strip = controls, PatchGrid(), TokenStrip()
-        self._new_picture()
+        self._show_picture()
         self.grid.observe(self._patch_clicked, names="selected")
         self.strip.observe(self._token_clicked, names="selected")
-        controls["picture"].observe(lambda _: self._new_picture(), names="value")
+        controls["picture"].observe(self._picture_chosen, names="value")
         for name in ("show", "layer", "token"):
             controls[name].observe(lambda _: self._draw(), names="value")
         row = widgets.HBox([controls[name] for name in ("picture", "show", "layer", "token")])
         layout = widgets.VBox([row, widgets.HBox([self.grid, self.strip])])
         super().__init__(controls, lambda picture, show, layer, token: compute(self._read(picture), layer, token), layout)
 
-    @property
-    def lens(self) -> LogitLens:
-        """The reading of the chosen picture."""
-        return self._read(self.controls["picture"].value)
+    def _picture_chosen(self, _: Any) -> None:
+        try:
+            self._show_picture()
+        except EmointerpError:  # the panel meets the same one when it refreshes, and shows it in words
+            self.lens, self.grid.values = None, []
 
-    def _new_picture(self) -> None:
+    def _show_picture(self) -> None:
+        self.lens: LogitLens | None = self._read(self.controls["picture"].value)
         prompt, boxes = self.lens.prompt, self.lens.vlm.boxes(self.lens.prompt)
         spans = {**dict.fromkeys(prompt.visual, "visual"), **dict.fromkeys(prompt.query, "query"), prompt.last: "last"}
         new = PatchGrid.of(prompt.image, boxes)
@@ -78,6 +82,8 @@ class LensPanel(Panel):
 
     def _draw(self) -> None:
         """Colours of the chosen layer, on one scale for all layers; the chosen token outlined."""
+        if self.lens is None:
+            return
         lens, show, token = self.lens, self.controls["show"].value, self.controls["token"].value
         every = np.stack([lens.values(show, layer) for layer in range(lens.n_layers)])
         visual = list(lens.prompt.visual)
@@ -95,7 +101,7 @@ class LensPanel(Panel):
         self.strip.selected = token
 
     def _patch_clicked(self, change: dict) -> None:
-        if change["new"] >= 0:
+        if change["new"] >= 0 and self.lens is not None:
             self.controls["token"].value = self.lens.prompt.visual[change["new"]]
 
     def _token_clicked(self, change: dict) -> None:
