@@ -100,7 +100,7 @@ def _row(expected: Tensor, found: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _patches(vlm: VLM) -> dict[str, Edit]:
-    """A head set to ten and half of a layer's neurons tripled at the last token; the residual stream set to a constant at the picture."""
+    """At the last token a head set to ten and half of a layer's neurons tripled; at the picture a constant residual stream."""
     a = vlm.anatomy
     middle = a.n_layers // 2
     return {
