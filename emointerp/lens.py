@@ -80,13 +80,11 @@ def lens_logits(vlm: VLM, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor
 
 
 def words_of(vlm: VLM, vectors: Float[Tensor, "vector d_model"], k: int = 8, labels: Sequence[Any] | None = None) -> pd.DataFrame:
-    """The words that vectors of the residual stream stand for: a row a vector, its k likeliest tokens and their probability.
+    """The words that vectors of the residual stream stand for: a row a vector, "token (probability)" a column, the likeliest first.
 
     For steering vectors, neurons' value vectors (`value_vectors`), what heads write (`head_writes`).
     """
-    p, ids = lens_logits(vlm, vectors).softmax(-1).topk(k)
-    frame = pd.DataFrame({"tokens": [[vlm.tokenizer.decode([i]) for i in row] for row in ids.tolist()], "p": p.tolist()})
-    return frame.set_axis(list(labels), axis=0) if labels is not None else frame
+    return _said(vlm, *lens_logits(vlm, vectors).softmax(-1).topk(k), labels=labels)
 
 
 def value_vectors(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
@@ -152,9 +150,7 @@ class LogitLens:
 
     def words(self, position: int, k: int = 5) -> pd.DataFrame:
         """The k likeliest next tokens after each layer at a position: a row a layer, "token (probability)" a column."""
-        ids, p = self.top_ids[:, position, :k].tolist(), self.top_p[:, position, :k].tolist()
-        cells = [[f"{self._text(i)} ({q:.2f})" for i, q in zip(*row, strict=True)] for row in zip(ids, p, strict=True)]
-        return pd.DataFrame(cells, columns=range(1, len(cells[0]) + 1)).rename_axis("layer")
+        return _said(self.vlm, self.top_p[:, position, :k], self.top_ids[:, position, :k]).rename_axis("layer")
 
     def values(self, show: str, layer: int) -> Float[np.ndarray, " token"]:
         """What a picture shows of each token after a layer: "entropy", "emotion mass", or the mass of one emotion."""
@@ -324,6 +320,15 @@ def _over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scal
     drawn = PatchCollection(shapes, cmap="viridis", norm=scale, alpha=0.65, linewidth=0)
     drawn.set_array(values[known])
     return axis.add_collection(drawn)
+
+
+def _said(vlm: VLM, p: Tensor, ids: Tensor, labels: Sequence[Any] | None = None) -> pd.DataFrame:
+    """Tokens and their probabilities, [row, rank], as words in a table."""
+    rows = [
+        [f"{vlm.tokenizer.decode([i])} ({q:.2f})" for i, q in zip(*row, strict=True)]
+        for row in zip(ids.tolist(), p.tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=range(1, ids.shape[1] + 1), index=labels)
 
 
 def _visible(text: str) -> str:

@@ -93,8 +93,10 @@ def test_value_vectors_and_their_words():
         p = vlm.model.lm_head(language.norm(expected)).softmax(-1)
     frame = words_of(vlm, value_vectors(vlm, 2, [5, 11]), k=4, labels=["n5", "n11"])
     assert list(frame.index) == ["n5", "n11"]
-    assert frame.tokens["n11"] == [vlm.tokenizer.decode([i]) for i in p[1].topk(4).indices.tolist()]
-    assert frame.p["n5"] == pytest.approx(p[0].topk(4).values.tolist(), abs=1e-5)
+    for row, name in enumerate(("n5", "n11")):
+        top = p[row].topk(4)
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        assert list(frame.loc[name]) == [f"{vlm.tokenizer.decode([i])} ({q:.2f})" for i, q in pairs]
 
 
 # which tokens count

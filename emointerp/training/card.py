@@ -18,7 +18,7 @@ from emointerp.world.language import NON_EMOTIONAL, questions
 from emointerp.world.splits import HARD_TESTS, Example, sample
 
 EVENT = "I put the keys on the table near the door."
-WANTED = 0.92  # hit rate on the tuning split that a band of intensities must reach to be one at which pictures are read right
+WANTED = 0.90  # lower end of the hit rate's interval on the tuning split, from which a band of intensities counts as read right
 _BANDS = [(low / 100, (low + 15) / 100) for low in range(20, 86, 5)]
 
 
@@ -95,11 +95,14 @@ def _hard(vlm: VLM, hard: str, n: int) -> Interval:
     return mean_interval(_hits(_stories(vlm, examples), [e.scene.emotion for e in examples]))
 
 
-def conflict_band(vlm: VLM, n: int = 120) -> tuple[float, float]:
-    """The faintest band of intensities at which a neutral event is read right, on the tuning split; the clearest if none is."""
+def conflict_band(vlm: VLM, n: int = 240) -> tuple[float, float]:
+    """The faintest band of intensities at which a neutral event is read right, on the tuning split; the clearest if none is.
+
+    The interval's lower end decides: the first of many bands whose plain mean is high enough is often high by luck.
+    """
     for band in _BANDS[:-1]:
         examples = sample("tuning", n, seed=15, emotions=BASIC, intensity=band)
-        if _hits(_stories(vlm, examples), [e.scene.emotion for e in examples]).mean() >= WANTED:
+        if mean_interval(_hits(_stories(vlm, examples), [e.scene.emotion for e in examples])).low >= WANTED:
             return band
     return _BANDS[-1]
 
