@@ -147,3 +147,14 @@ def test_machine_paths_are_recognised(text, folder):
 @pytest.mark.parametrize("text", ["tests/{}/x", "https://example.org/{}/x", "./{}/x", "/{}"])
 def test_other_paths_are_let_through(text):
     assert not MACHINE_PATH.search(text.format("home"))
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    from emointerp.world import sample
+
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    sample("test", 1)[0].scene.image().save("yours.png")
+    names: dict = {}
+    exec(example, names)
+    assert names["grid"].shape == (8, 8) and names["grid"].abs().max().max() > 0.1 and names["text"]
