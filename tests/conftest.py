@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # torch and
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
+import beartype  # noqa: E402, F401 - before nnsight, after which it cannot be imported
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("emointerp", "type_checks.checked")
