@@ -171,7 +171,7 @@ class LogitLens:
         figure, axis = new_figure(width=8, height=3.6)
         last = self.mass[:, self.prompt.last]
         for i, emotion in enumerate(self.emotions):
-            axis.plot(last[:, i], color=COLORS.get(emotion, f"C{i}"), marker="o", markersize=4, label=emotion)
+            axis.plot(last[:, i].numpy(), color=COLORS.get(emotion, f"C{i}"), marker="o", markersize=4, label=emotion)
         words = [_visible(self._text(i)) for i in self.top_ids[:, self.prompt.last, 0]]
         steep = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if self.n_layers > 8 else {}
         axis.set_xticks(range(self.n_layers), [f"{layer}\n{word}" for layer, word in enumerate(words)], fontsize=9, **steep)
@@ -318,7 +318,7 @@ def _over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scal
     known = known[np.argsort(-((boxes[known, 2] - boxes[known, 0]) * (boxes[known, 3] - boxes[known, 1])), kind="stable")]
     shapes = [Rectangle((left, top), right - left, bottom - top) for left, top, right, bottom in boxes[known] - 0.5]
     drawn = PatchCollection(shapes, cmap="viridis", norm=scale, alpha=0.65, linewidth=0)
-    drawn.set_array(values[known])
+    drawn.set_array(np.asarray(values)[known])
     return axis.add_collection(drawn)
 
 
