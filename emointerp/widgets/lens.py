@@ -86,12 +86,12 @@ class LensPanel(Panel):
             return
         lens, show, token = self.lens, self.controls["show"].value, self.controls["token"].value
         every = np.stack([lens.values(show, layer) for layer in range(lens.n_layers)])
-        visual = list(lens.prompt.visual)
-        low = float(every[:, visual].min()) if show == ENTROPY else 0.0
-        high = max(float(every[:, visual].max()), low + 1e-6)
-        here = np.clip((every[self.controls["layer"].value] - low) / (high - low), 0, 1)
-        self.grid.values, self.strip.values = here[visual], here
-        self.grid.labels = [f"{show} {v:.3f}" for v in every[self.controls["layer"].value][visual]]
+        visual, here = list(lens.prompt.visual), every[self.controls["layer"].value]
+        # two scales, as a text token may have far more than any patch
+        (self.grid.values, low, high), (self.strip.values, _, _) = (
+            _scaled(every[:, t], here[t], show) for t in (visual, slice(None))
+        )
+        self.grid.labels = [f"{show} {v:.3f}" for v in here[visual]]
         self.grid.low, self.grid.high, self.grid.title = (
             f"{low:.2g}",
             f"{high:.2g}",
@@ -112,6 +112,13 @@ class LensPanel(Panel):
         """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""
         bundle = super()._repr_mimebundle_(**options)
         return bundle and {**bundle, "text/html": self.grid.static_html() + self.view.value}
+
+
+def _scaled(every: np.ndarray, here: np.ndarray, show: str) -> tuple[np.ndarray, float, float]:
+    """Values of a layer on a scale of 0 to 1 that fits all layers, and its ends; mass begins at nothing."""
+    low = float(every.min()) if show == ENTROPY else 0.0
+    high = max(float(every.max()), low + 1e-6)
+    return (here - low) / (high - low), low, high
 
 
 def lens(vlm: VLM, pictures: Mapping[str, Any] | None = None, event: str = EVENT, answer: str = "I felt") -> LensPanel:
