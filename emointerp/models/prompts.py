@@ -45,12 +45,14 @@ class Prompt:
 
     def span(self, name: str) -> tuple[int, ...]:
         """Positions of a span by its name: "visual", "query", "last" or "all"."""
-        spans = {"visual": self.visual, "query": self.query, "last": (self.last,), "all": tuple(range(len(self)))}
+        if name == "last":
+            return (self.last,)
+        spans = {"visual": self.visual, "query": self.query, "all": range(len(self))}
         if name not in spans:
-            raise InputError(f"A prompt has no span {name!r}; expected one of {', '.join(spans)}.")
+            raise InputError(f"A prompt has no span {name!r}; expected one of {', '.join(spans)}, last.")
         if not spans[name]:
             raise InputError(f"This prompt has no {name} tokens.")
-        return spans[name]
+        return tuple(spans[name])
 
     def positions(self, where: Iterable[str | int]) -> tuple[int, ...]:
         """Token indices of spans and indices, in their order; negative indices count from the end."""

@@ -83,7 +83,7 @@ def _state(vlm: VLM) -> int:
     seen: list[Any] = [part(vlm.model, vlm.anatomy.family.language).config._attn_implementation]
     for module in vlm.model.modules():
         tensors = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
-        seen += [(t.data_ptr(), t._version, t.dtype) for t in tensors]
+        seen += [(t.data_ptr(), t._version) for t in tensors]
         seen += [*module._forward_hooks, *module._forward_pre_hooks]
     return hash(tuple(seen))
 

@@ -167,7 +167,7 @@ class _Draft:
 
     def __init__(self, layout: Layout, tokens: int, device: torch.device):
         self.layout, self.tokens, self.device = layout, tokens, device
-        self.parts: dict[Key, list[tuple[np.ndarray, np.ndarray, Tensor]]] = defaultdict(list)
+        self.parts: dict[Key, tuple[list[int], list[int], list[Tensor]]] = defaultdict(lambda: ([], [], []))
         self.attention: dict[int, list[tuple]] = defaultdict(list)
         self.rounds: dict[tuple, int] = defaultdict(int)
 
@@ -177,9 +177,15 @@ class _Draft:
         # two scalings at one place both count, so each has an indexing operation of its own
         round_ = self.rounds[i, edit.layer, edit.site] if edit.how == "scale" else 0
         self.rounds[i, edit.layer, edit.site] += edit.how == "scale"
-        units, rows = np.asarray(edit.units()), np.asarray([row * self.tokens + token for row, token in places])
-        written = (np.repeat(rows, len(units)), np.tile(units, len(rows)), edit.written(len(rows)).flatten(0, 1))
-        self.parts[edit.layer, edit.site, edit.how, round_].append(written)
+        rows, units, values = self.parts[edit.layer, edit.site, edit.how, round_]
+        here, own = [row * self.tokens + token for row, token in places], edit.units()
+        if len(own) == 1:
+            rows += here
+            units += own * len(here)
+        else:  # thousands of neurons at hundreds of tokens
+            rows += np.repeat(here, len(own)).tolist()
+            units += np.tile(own, len(here)).tolist()
+        values.append(edit.written(len(here)).flatten(0, 1))
 
     def attend(self, i: int, edit: ScaleAttention, places: list[tuple[int, int]], prompt: Prompt) -> None:
         if not places:
@@ -189,13 +195,15 @@ class _Draft:
         self.attention[edit.layer].append((places[0][0], edit.heads, [token for _, token in places], keys, added))
 
     def plan(self) -> Plan:
-        return Plan(
-            self.tokens, {key: self._joined(*zip(*some, strict=True)) for key, some in self.parts.items()}, dict(self.attention)
-        )
-
-    def _joined(self, rows: tuple, units: tuple, values: tuple) -> tuple[Tensor, Tensor, Tensor]:
-        where = (torch.from_numpy(np.concatenate(some)).to(self.device) for some in (rows, units))
-        return *where, torch.cat([v.to(self.device) for v in values])
+        writes = {
+            key: (
+                torch.tensor(rows, device=self.device),
+                torch.tensor(units, device=self.device),
+                torch.cat([v.to(self.device) for v in values]),
+            )
+            for key, (rows, units, values) in self.parts.items()
+        }
+        return Plan(self.tokens, writes, dict(self.attention))
 
 
 def check(edits: Sequence[Edit], anatomy: Anatomy, prompt: Prompt) -> None:
