@@ -173,8 +173,10 @@ class LogitLens:
         for i, emotion in enumerate(self.emotions):
             axis.plot(last[:, i].numpy(), color=COLORS.get(emotion, f"C{i}"), marker="o", markersize=4, label=emotion)
         words = [_visible(self._text(i)) for i in self.top_ids[:, self.prompt.last, 0]]
-        steep = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if self.n_layers > 8 else {}
-        axis.set_xticks(range(self.n_layers), [f"{layer}\n{word}" for layer, word in enumerate(words)], fontsize=9, **steep)
+        crowded = self.n_layers * max(len(word) for word in words) > 72  # then words stand slanted, beside their layer
+        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        labels = [f"{word} {layer}" if crowded else f"{layer}\n{word}" for layer, word in enumerate(words)]
+        axis.set_xticks(range(self.n_layers), labels, fontsize=9, **slanted)
         axis.set(ylim=(0, 1), ylabel="probability", xlabel="layer, and its likeliest next token")
         axis.set_title(f"What comes after “{_visible(self._text(self.prompt.input_ids[0, -1]))}”, read layer by layer")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
