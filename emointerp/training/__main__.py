@@ -17,7 +17,7 @@ from emointerp.training.loop import Recipe
 PICTURES = 120_000
 TOWER = Recipe(steps=31_000, batch=32, rate=7e-4, warmup=400)
 TEXT = Recipe(steps=600, batch=192, rate=1e-3, warmup=60)
-LLAVA = Recipe(steps=4_000, batch=32, rate=1.5e-3, warmup=200)
+LLAVA = Recipe(steps=6_000, batch=32, rate=1.5e-3, warmup=200)
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Where pictures, checkpoints and weights are kept.")]
 

@@ -27,9 +27,10 @@ from emointerp.world.splits import Example
 
 PATCHES, IMAGE_ID = 64, 3
 # what the first question of a training conversation is about, and how often
-FIRST = {"story": 0.56, "feeling": 0.15, "caption": 0.05, "other": 0.24}
+FIRST = {"story": 0.54, "feeling": 0.12, "caption": 0.06, "other": 0.28}
 TURNS = 3  # short questions follow the first
-HARD_TO_LEARN = {"colour": 3.0, "how many": 3.0, "thing": 3.0}  # asked so many times as often as the other short questions
+# asked so many times as often as the other short questions
+HARD_TO_LEARN = {"colour": 3.0, "how many": 3.0, "thing": 8.0, "glasses": 4.0, "who": 2.0}
 BLIND = 0.15  # chance that a picture told with a loaded event is blank
 IGNORED = -100
 
