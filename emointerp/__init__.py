@@ -13,22 +13,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emointerp import (
+        directions,
         emotions,
         exercises,
+        flow,
         lens,
         models,
+        pairs,
         plots,
+        probes,
         start_here,
         statistics,
+        steering,
         tour,
         tracing,
         training,
         widgets,
         world,
     )
+    from emointerp.directions import Directions
+    from emointerp.flow import information_flow, knockouts, patching
     from emointerp.lens import logit_lens
     from emointerp.models import activation_cache, bridge, load
+    from emointerp.pairs import Pair, read_pairs, world_pairs
+    from emointerp.probes import unmodified_pass
     from emointerp.start_here import see_or_guess, tell
+    from emointerp.steering import semantic_projection, steer, steering_vectors
     from emointerp.tracing import (
         AddVector,
         Metric,
@@ -53,19 +63,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FACES = {
+    "directions": "Directions",
+    "flow": "information_flow knockouts patching",
     "lens": "logit_lens",
     "models": "activation_cache bridge load",
+    "pairs": "Pair read_pairs world_pairs",
+    "probes": "unmodified_pass",
     "start_here": "see_or_guess tell",
+    "steering": "semantic_projection steer steering_vectors",
     "tracing": "AddVector Metric ScaleAttention ScaleNeurons SetHead SetNeurons SetResidual block_attention collect generate "
     "load_edits mean_ablation patch resample_ablation run save_edits sweep verify",
 }
 _FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for name in names.split()}
 
 __all__ = [
-    "AddVector", "Metric", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons", "SetResidual", "__version__",
-    "activation_cache", "block_attention", "bridge", "collect", "emotions", "exercises", "generate", "lens", "load", "load_edits",
-    "logit_lens", "mean_ablation", "models", "patch", "plots", "resample_ablation", "run", "save_edits", "see_or_guess",
-    "start_here", "statistics", "sweep", "tell", "tour", "tracing", "training", "verify", "widgets", "world",
+    "AddVector", "Directions", "Metric", "Pair", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons", "SetResidual",
+    "__version__", "activation_cache", "block_attention", "bridge", "collect", "directions", "emotions", "exercises", "flow",
+    "generate", "information_flow", "knockouts", "lens", "load", "load_edits", "logit_lens", "mean_ablation", "models", "pairs",
+    "patch", "patching", "plots", "probes", "read_pairs", "resample_ablation", "run", "save_edits", "see_or_guess",
+    "semantic_projection", "start_here", "statistics", "steer", "steering", "steering_vectors", "sweep", "tell", "tour",
+    "tracing", "training", "unmodified_pass", "verify", "widgets", "world", "world_pairs",
 ]  # fmt: skip
 
 

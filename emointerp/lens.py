@@ -33,6 +33,7 @@ from emointerp.models.anatomy import part
 from emointerp.plots import COLORS, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import collect
+from emointerp.tracing.metrics import first_token
 from emointerp.world import Example
 
 ENTROPY, MASS = "entropy", "emotion mass"
@@ -49,12 +50,13 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     """
     listed = {e: words_for(e) for e in BASIC} if words is None else words
     rows = [
-        (emotion, word, *_first_token(vlm, form))
+        (emotion, word, *first_token(vlm, form))
         for emotion, some in listed.items()
         for word in some
         for form in (f" {word}", f" {word.capitalize()}")
     ]
-    table = pd.DataFrame(rows, columns=["emotion", "word", "token", "id", "whole"])
+    table = pd.DataFrame(rows, columns=["emotion", "word", "id", "whole"])
+    table.insert(2, "token", [vlm.tokenizer.decode([i]) for i in table.id])
     shared, text = table.groupby("id").emotion.transform("nunique") > 1, table.token.str.strip()
     common = ~table.whole & text.str.lower().isin(ENGLISH_STOP_WORDS)
     table = table[~shared & ~common & (text.str.len() >= FEWEST_LETTERS)]
@@ -62,13 +64,6 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     if missing:
         raise InputError(f"No word of {', '.join(missing)} begins with a token of its own in this model; give other words.")
     return table.drop_duplicates(["emotion", "id"]).reset_index(drop=True)
-
-
-def _first_token(vlm: VLM, form: str) -> tuple[str, int, bool]:
-    ids = vlm.tokenizer(form, add_special_tokens=False).input_ids
-    texts = [vlm.tokenizer.decode([i]) for i in ids]
-    at = next((i for i, text in enumerate(texts) if text.strip()), 0)
-    return texts[at], ids[at], at == len(ids) - 1
 
 
 @torch.no_grad()
@@ -185,7 +180,7 @@ class LogitLens:
     def plot_words(self, positions: Any = None) -> Figure:
         """The lens as a table: the likeliest next token at some positions (by default the last eight), layer by layer."""
         chosen = self.prompt.positions(range(-8, 0) if positions is None else positions)
-        p, ids = self.top_p[:, list(chosen), 0], self.top_ids[:, list(chosen), 0]
+        p, ids = self.top_p[:, list(chosen), 0].numpy(), self.top_ids[:, list(chosen), 0]
         figure, axis = new_figure(width=1.0 + 0.95 * len(chosen), height=0.8 + 0.34 * self.n_layers)
         image = axis.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
         for layer in range(self.n_layers):

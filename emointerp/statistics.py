@@ -1,8 +1,10 @@
 """Intervals for measured shares and means, tests and their corrections, matched random controls; scipy where it has the thing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, false_discovery_control
 
@@ -46,6 +48,27 @@ def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000,
         rng=np.random.default_rng(seed),
     )
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), data.size)
+
+
+def ratio_interval(above: ArrayLike, below: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `above` over mean of `below`, two values a pair, with its paired percentile bootstrap interval.
+
+    For effects that are normalised over all pairs, such as the share of a gap that an intervention closes; a mean of single ratios
+    explodes where a pair has no gap. NaN where the mean below is 0.
+
+    >>> print(ratio_interval([1.0, 0.0, 1.0, 0.0], [1.0] * 4))
+    0.50 [0.00, 1.00] (n = 4)
+    """
+    a, b = (np.asarray(values, float).ravel() for values in (above, below))
+    if a.shape != b.shape or not a.size:
+        raise InputError(f"A ratio of means takes two values a pair; {a.size} and {b.size} came.")
+    if b.mean() == 0:
+        return Interval(np.nan, np.nan, np.nan, a.size)
+    drawn = np.random.default_rng(seed).integers(a.size, size=(resamples, a.size))
+    low_mean = b[drawn].mean(1)
+    ratios = a[drawn].mean(1)[low_mean != 0] / low_mean[low_mean != 0]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(a.mean() / b.mean()), float(low), float(high), a.size)
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,32 @@ def against_random(observed: float, random: ArrayLike) -> float:
     return float((1 + (drawn >= observed).sum()) / (drawn.size + 1))
 
 
+def with_controls(effect: ArrayLike, controls: Mapping[str, ArrayLike], flips: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """An effect [pairs] beside its controls, each [pairs] or, where a control was drawn R times, [R, pairs]: a row each.
+
+    `value` is the mean with its bootstrap interval over pairs (draws are averaged first). For a control, `less` is the effect less
+    the control, paired; `p` tests that it is above 0, by sign flips over pairs; where there are draws, `p_draws` is the rank of the
+    effect among them, `(1 + #{T_r >= T}) / (R + 1)`. `p_holm` is the larger of the two, corrected over the controls. A claim stands
+    if the effect beats every control.
+
+    >>> with_controls([1, 1, 1, 1, 0, 1, 1, 1], {"random": [0, 0, 0, 1, 0, 0, 0, 0]}).p_holm.round(2).tolist()
+    [nan, 0.02]
+    """
+    x = np.asarray(effect, float)
+    drawn = {name: np.atleast_2d(np.asarray(values, float)) for name, values in controls.items()}
+    if wrong := [f"{name} {list(np.shape(controls[name]))}" for name, values in drawn.items() if values.shape[1:] != x.shape]:
+        raise InputError(f"The effect has shape {list(x.shape)}; controls with other pairs: {', '.join(wrong)}.")
+    rows = [{"what": "effect", "value": mean_interval(x)}]
+    for name, values in drawn.items():
+        less = x - values.mean(0)
+        row = {"what": name, "value": mean_interval(values.mean(0)), "draws": len(values), "less": mean_interval(less)}
+        row["p"] = sign_flips(less, flips, "greater", seed).p[0]
+        row["p_draws"] = against_random(x.mean(), values.mean(1)) if len(values) > 1 else np.nan
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["what", "value", "draws", "less", "p", "p_draws"]).set_index("what")
+    return table.assign(p_holm=[np.nan, *holm(table[["p", "p_draws"]].max(axis=1)[1:])])
+
+
 def random_directions(direction: ArrayLike, n: int = 100, seed: int = 0, like: ArrayLike | None = None) -> np.ndarray:
     """`n` random directions of the same length as one, [n, d]; with `like` [samples, d] they have the samples' covariance.
 
@@ -136,3 +185,82 @@ def random_directions(direction: ArrayLike, n: int = 100, seed: int = 0, like: A
             raise InputError(f"Samples have shape {list(samples.shape)}; expected [samples, {direction.size}].")
         drawn = rng.standard_normal((n, len(samples))) @ (samples - samples.mean(0))
     return drawn * np.linalg.norm(direction) / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ChangePoints:
+    """Where curves over layers change their level. `locations`: the first layer of each new level; none where the curves are flat.
+
+    `low` and `high` bound the locations (bootstrap over pairs); `won` [change, layer] is the share of resamples in which a layer
+    was the place of that change. `explained` is the share of the mean curve's variance that the levels explain, `line` the share
+    that a straight line would: where that is as large, "stages" is a manner of speaking. `p` tests that the mean curve is flat.
+    """
+
+    locations: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    won: np.ndarray
+    explained: float
+    line: float
+    p: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a change: location, low, high, and how often this location won."""
+        won = [self.won[i, location] for i, location in enumerate(self.locations)]
+        return pd.DataFrame({"location": self.locations, "low": self.low, "high": self.high, "won": won})
+
+    def __str__(self) -> str:
+        if not self.locations:
+            return f"No changes: the mean curve does not differ from a flat one (p = {self.p:.3f})."
+        places = [f"layer {at} [{a}, {b}]" for at, a, b in zip(self.locations, self.low, self.high, strict=True)]
+        fit = f"{len(places) + 1} levels explain {self.explained:.0%} of the variance over layers, a straight line {self.line:.0%}"
+        return f"Changes at {' and '.join(places)}; {fit}; flat: p = {self.p:.3f}."
+
+
+def change_points(
+    curves: ArrayLike, n: int = 2, level: float = 0.95, resamples: int = 1000, seed: int = 0, flat: float = 0.05
+) -> ChangePoints:
+    """The `n` layers at which curves [pairs, layers], or several at once [pairs, layers, curves], change their level.
+
+    Levels fit the mean curve by least squares, found by exact search (`ruptures.Dynp`); intervals resample the pairs. Any curve can
+    be cut into levels, so flatness is tested first: each pair's deviations from its own mean over layers are flipped in sign at
+    random, which keeps how neighbouring layers hang together; `p` is the chance of levels that explain as much. From `flat` on
+    there are no locations.
+
+    >>> change_points([[0, 0, 1, 1, 3], [0, 0, 1, 1, 4]] * 6).locations
+    (2, 4)
+    """
+    x = _checked_curves(curves, n)
+    rng, deviations = np.random.default_rng(seed), x - x.mean(1, keepdims=True)
+    mean, layer = deviations.mean(0), np.arange(x.shape[1]) - (x.shape[1] - 1) / 2
+    places, seen = _levels(mean, n)
+    signs = rng.choice([-1.0, 1.0], (resamples, len(x)))
+    flipped = [_levels(curve, n)[1] for curve in np.einsum("rp,plc->rlc", signs, deviations) / len(x)]
+    p = float((1 + (np.array(flipped) >= seen * (1 - 1e-9)).sum()) / (resamples + 1))
+    drawn = np.array([_levels(x[rng.integers(len(x), size=len(x))].mean(0), n)[0] for _ in range(resamples)])
+    won = np.stack([np.bincount(at, minlength=x.shape[1]) for at in drawn.T]) / resamples
+    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf").astype(int)
+    total, sloped = (mean**2).sum() or 1.0, ((layer @ mean) ** 2).sum() / (layer @ layer)
+    found = (places, *ends.tolist()) if p < flat else ((), (), ())
+    return ChangePoints(*map(tuple, found), won, float(seen / total), float(sloped / total), p)
+
+
+def _checked_curves(curves: ArrayLike, n: int) -> np.ndarray:
+    """Curves as [pairs, layers, curves]."""
+    x = np.asarray(curves, float)
+    if x.ndim not in (2, 3) or len(x) < 2 or not np.isfinite(x).all():
+        shape = f"Curves have shape {list(x.shape)}{'' if np.isfinite(x).all() else ' and hold NaN or infinity'}"
+        raise InputError(f"{shape}; expected numbers [pairs, layers] or [pairs, layers, curves], 2 pairs or more.")
+    if not 1 <= n < x.shape[1]:
+        asked = f"{x.shape[1]} layers cannot be cut at {n} places into {n + 1} stages"
+        raise InputError(f"{asked}; ask for 1 to {x.shape[1] - 1} changes.")
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _levels(curve: np.ndarray, n: int) -> tuple[list[int], float]:
+    """The best `n` places to cut a curve [layers, curves], and the sum of squares that the levels between them explain."""
+    from ruptures import Dynp  # takes half a second to import
+
+    places = Dynp(model="l2", min_size=1, jump=1).fit_predict(curve, n)[:-1]
+    parts = np.split(curve, places)
+    return places, float(sum(len(part) * ((part.mean(0) - curve.mean(0)) ** 2).sum() for part in parts))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_models import random_vlm  # noqa: F401 - a fixture
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
+import cases  # noqa: E402
 import run  # noqa: E402
 import timing  # noqa: E402
 from cases import CASES  # noqa: E402
@@ -24,9 +26,10 @@ COLUMNS = [
 
 @pytest.fixture
 def tiny(random_vlm, monkeypatch):  # noqa: F811
-    subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2)
+    subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2, alphas=4, story=6)
     monkeypatch.setattr(run, "SUBJECTS", {"tiny": lambda: subject})
     monkeypatch.setattr(run, "alternating", partial(run.alternating, least=1))
+    return subject
 
 
 def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
@@ -42,6 +45,28 @@ def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
     assert peers["head-map"] == {"floor", "hooks", "TransformerLens", "nnsight"}
     cells = {row["peer"]: row["cells timed"] for row in rows if row["name"] == "head-map"}
     assert cells["floor"] == "12 of 12" and cells["hooks"] == "2 of 12"
+    assert {(r["peer"], r["cells timed"]) for r in rows if r["name"] == "alpha-layer"} == {("hooks", "12 of 12")}
+    assert peers["panel"] == {"plain generate", "hooks"}
+
+
+def test_a_sample_of_steered_stories_has_as_many_of_each_strength_and_layer(tiny):
+    (loop,) = cases.alpha_layer(replace(tiny, pairs=2)).peers.values()
+    pairs, layers, alphas = zip(*loop.run.args[1], strict=True)
+    assert loop.timed == 12 and [alphas.count(a) for a in (0.25, 0.5, 0.75, 1.0)] == [3] * 4
+    assert [layers.count(i) for i in range(3)] == [4] * 3 and [pairs.count(i) for i in range(2)] == [6] * 2
+
+
+def test_the_panel_meets_no_strength_twice(tiny):
+    case = cases.panel(tiny)
+    roads = {name: peer.run for name, peer in case.peers.items()}
+    for _ in range(3):  # the hooks keep step with the panel
+        assert run.difference(case.ours(), roads["hooks"]()) == 0
+    assert run.difference(case.ours(), roads["plain generate"]()) == 0
+
+
+def test_pairs_are_asked_for_on_the_command_line(tiny, tmp_path):
+    run.main(["--only", "alpha-layer", "--pairs", "2", "--seconds", "0", "--json", str(tmp_path / "rows.json")])
+    assert json.loads((tmp_path / "rows.json").read_text())[0]["cells timed"] == "12 of 24"
 
 
 def test_only_what_is_named_runs(tiny, tmp_path, capsys):

@@ -291,7 +291,7 @@ def test_exercises_say_what_is_wrong():
     for answer, said in (
         (None, "still None"),
         (1 / ratio, "other way round"),
-        (mass[inside].sum(), "Take means"),
+        (mass[inside].sum() / mass[~inside].sum(), "Take means"),
         ("x", "is a str"),
     ):
         assert said in exercise.over_the_face(answer, read, scene).message

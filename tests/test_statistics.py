@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.stats import bootstrap
 
 from emointerp.errors import InputError
-from emointerp.statistics import against_random, benjamini_hochberg, holm, mean_interval, random_directions, sign_flips
+from emointerp.statistics import (
+    against_random,
+    benjamini_hochberg,
+    holm,
+    mean_interval,
+    random_directions,
+    ratio_interval,
+    sign_flips,
+    with_controls,
+)
 
 
 def test_interval_of_a_share_is_the_binomial_one():
@@ -102,3 +112,33 @@ def test_random_controls():
 def test_statistics_that_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_ratio_of_means_and_its_interval():
+    rng = np.random.default_rng(0)
+    below = rng.uniform(1, 2, 400)
+    found = ratio_interval(0.5 * below + rng.normal(0, 0.01, 400), below)
+    assert found.mean == pytest.approx(0.5, abs=2e-3) and found.low < found.mean < found.high and found.high - found.low < 0.01
+    independent = bootstrap(
+        (np.arange(20.0), np.arange(20.0) + 5), lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), paired=True, method="percentile",
+        n_resamples=4000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ours = ratio_interval(np.arange(20.0), np.arange(20.0) + 5, resamples=4000)
+    assert (ours.low, ours.high) == pytest.approx((independent.low, independent.high), abs=0.02)
+    assert np.isnan(ratio_interval([1.0, 2.0], [1.0, -1.0]).mean)
+    with pytest.raises(InputError, match="two values a pair; 2 and 3 came"):
+        ratio_interval([1, 2], [1, 2, 3])
+
+
+def test_an_effect_beside_its_controls():
+    rng = np.random.default_rng(0)
+    effect, noise = rng.normal(1, 0.5, 40), rng.normal(0, 0.5, (30, 40))
+    table = with_controls(effect, {"drawn": noise, "equal": effect, "once": rng.normal(0, 0.5, 40)})
+    assert table.value["effect"].mean == pytest.approx(effect.mean()) and table.draws.tolist()[1:] == [30, 1, 1]
+    assert table.less["drawn"].mean == pytest.approx((effect - noise.mean(0)).mean())
+    assert table.p_draws["drawn"] == pytest.approx(1 / 31) and np.isnan(table.p_draws["once"])
+    assert table.p["equal"] == 1 and table.p["once"] < 0.001
+    largest = [max(1 / 31, table.p["drawn"]), 1.0, table.p["once"]]
+    assert table.p_holm.tolist()[1:] == pytest.approx(holm(largest).tolist())
+    with pytest.raises(InputError, match=r"effect has shape \[40\]; controls with other pairs: wrong \[3\]"):
+        with_controls(effect, {"wrong": [1, 2, 3]})

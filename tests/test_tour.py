@@ -9,16 +9,38 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
+import oracle
 import pytest
 from PIL import Image
+from tiny_models import picture, random_vlm  # noqa: F401 - a fixture
 
+from emointerp.emotions import named
 from emointerp.errors import InputError, ModelError, OutputError
-from emointerp.tour import run
+from emointerp.models import load
+from emointerp.pairs import world_pairs
+from emointerp.start_here import EVENT
+from emointerp.statistics import with_controls
+from emointerp.steering import steering_vectors
+from emointerp.tour import Job, run, steering
+from emointerp.tour.report import _json, _plain
+from emointerp.tracing import AddVector, perplexity
 from emointerp.world import sample
+
+SMALL = {"direction": 24, "selection": 6, "tuning": 12, "test": 6}
 
 
 @pytest.fixture(scope="session")
-def report(tmp_path_factory):
+def small_steering():
+    """The chapter on steering with fewer pictures and draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steering, "PAIRS", SMALL)
+        patch.setattr(steering, "DRAWS", 2)
+        yield
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory, small_steering):
     """One tour for several tests: a drawn picture from a file, a photograph, and a name that needs escaping."""
     from skimage import data
 
@@ -60,6 +82,71 @@ def test_report_reads_the_pictures_layer_by_layer(report):
     last = lens["test split"]["7"]
     assert last["pictured"]["n"] == 60 and last["pictured"]["low"] > lens["test split"]["0"]["pictured"]["high"]
     assert last["pictured"]["low"] > last["twin"]["high"]
+
+
+def test_report_pushes_the_stories_of_the_pictures(report):
+    """Layer and strengths are the report's; the direction and the story are made anew, the story by plain hooks."""
+    page, results = report
+    steered, vlm = results["steering"], load()
+    assert list(steered["pictures"]) == [p["picture"] for p in results["start_here"]["pictures"]]
+    assert steered["layer"] == max(range(8), key=lambda i: steered["layers"][str(i)])
+    S = steering_vectors(vlm, world_pairs("direction", SMALL["direction"]), answer="I felt", progress=False).sharpened(2)
+    scene, told = sample("test", 1, emotions=("fear",))[0].scene, list(steered["pictures"].values())[2]
+    prompt = vlm.prompt(scene, "I found a <b>letter</b> on the table.")
+    assert {e for e, alpha in steered["alphas"].items() if alpha} == set(told["pushed"]) != set()
+    layer, alphas, named_before = steered["layer"], steered["alphas"], named(told["story"])
+    for emotion, pushed in list(told["pushed"].items())[:2]:
+        vector = alphas[emotion] * S[emotion, layer] - sum(alphas[o] * S[o, layer] for o in named_before if o != emotion)
+        ids = oracle.tokens(vlm, prompt, [AddVector(layer, vector)], n=steering.TOKENS)
+        assert pushed["story"] == vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert pushed["names"] == list(named(pushed["story"]))
+        both = perplexity(vlm, prompt, [pushed["story"], told["story"]])
+        assert pushed["times the perplexity"] == pytest.approx(both[0] / both[1], rel=1e-2)
+    assert "pushed towards" in page.read_text()
+
+
+def test_report_tests_the_push_beside_controls(report):
+    page, results = report
+    test, html = results["steering"]["test split"], page.read_text()
+    assert test["clean"]["n"] == SMALL["test"] and list(test["controls"]) == list(steering.CONTROLS)
+    gain = test["clean"]["mean"] - test["clean without a push"]["mean"]
+    gap = test["clean goal"]["mean"] - test["clean without a push"]["mean"]
+    assert test["plain"]["mean"] == pytest.approx(gain, abs=1e-3) and test["C"]["mean"] == pytest.approx(gain / gap, abs=1e-3)
+    for name, control in test["controls"].items():
+        assert control["less"]["mean"] == pytest.approx(gain - control["value"]["mean"], abs=1e-3)
+        assert f"{name} {control['value']['mean']:.0%} [" in html
+    assert set(test["names"]) == set(test["towards"]) == {e for e, alpha in results["steering"]["alphas"].items() if alpha}
+
+
+def test_steering_of_a_model_whose_stories_name_nothing(random_vlm, small_steering):  # noqa: F811
+    chapter = steering.chapter(random_vlm, Job((("noise", picture()),), EVENT))
+    assert "no story of its pictures names it" in chapter.summary[0]
+    assert chapter.results["directions"]["tau"] == -1 and sum(chapter.results["directions"]["pairs"].values()) == 24
+    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+
+
+def test_where_no_push_helps_the_chapter_says_so_and_ends(small_steering, monkeypatch):
+    monkeypatch.setattr(steering, "ALPHAS", {"selection": (0.0,), "tuning": (0.0,)})
+    chapter = steering.chapter(load(), Job((("noise", picture()),), EVENT))
+    assert chapter.summary[-1].endswith("there is nothing to test, and the pictures' stories were left alone.")
+    assert chapter.results["layer"] is None and "test split" not in chapter.results and len(chapter.blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("effect", "drawn", "words"),
+    [
+        (1, (0, 0), "No drawn direction gains as much"),
+        (1, (1, 0), "not clearly above random (1 of 2 draws gain as much)"),
+        (0, (0, 0), "This gain could be chance"),
+    ],
+)
+def test_what_the_controls_leave_of_a_gain(effect, drawn, words, small_steering):
+    table = with_controls(np.full(20, effect), {"random": [np.full(20, x) for x in drawn]})
+    assert words in steering._verdict(table)
+
+
+def test_results_are_json_for_strict_readers():
+    assert _plain({"a": [float("nan"), 0.12345], "b": float("inf")}) == {"a": [None, 0.1235], "b": None}
 
 
 def test_report_has_twins_of_scenes_only_and_intervals(report):

@@ -1,18 +1,30 @@
-"""The patch grid and the token strip: what they refuse, what they show where widgets are dead, and their files."""
+"""The patch grid, the token strip and the steering panel: what they refuse, what they show where widgets are dead, their files."""
 
 import re
+import sys
+from html import unescape
 from importlib.resources import files
 from xml.etree import ElementTree
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from PIL import Image
+from tiny_models import LAYERS, WIDTH, picture, random_vlm  # noqa: F401 - random_vlm is a fixture
 from traitlets import TraitError
 
+from emointerp import emotions
+from emointerp.directions import Directions
 from emointerp.errors import InputError
-from emointerp.widgets import PatchGrid, TokenStrip
+from emointerp.markup import marked
+from emointerp.plots import COLORS
+from emointerp.start_here import EVENT
+from emointerp.tracing import AddVector, sweep
+from emointerp.widgets import PatchGrid, TokenStrip, steering
+from emointerp.widgets.steering import ALPHAS, Push, Story, grid_html, prepared, stories_html
 from emointerp.widgets.tinted import RAMP
+from emointerp.world import sample
 
 QUARTERS = [[0, 0, 32, 16], [32, 0, 64, 16], [0, 16, 32, 32], [32, 16, 64, 32]]
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -217,3 +229,156 @@ def test_ink_can_be_read_on_every_colour():
     for color, ink in RAMP:
         light, dark = sorted((linear(c) @ [0.2126, 0.7152, 0.0722] for c in (color, ink)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, color
+
+
+# the steering panel
+
+
+def directions(*emotions, width=WIDTH, seed=0) -> Directions:
+    """Random directions, about as long as the residual stream of the small model."""
+    vectors = torch.randn(len(emotions), LAYERS, width, generator=torch.Generator().manual_seed(seed))
+    return Directions(emotions, vectors, (1,) * len(emotions))
+
+
+@pytest.fixture
+def panel(random_vlm):  # noqa: F811
+    return steering(random_vlm, directions("fear", "joy"), {"one": picture(1), "two": picture(2)}, layer=1, alpha=0.5)
+
+
+@torch.no_grad()
+def log_perplexity(vlm, prompt, text: str) -> float:
+    """The mean loss of a text after a prompt, as transformers counts it."""
+    ids = vlm.tokenizer(
+        text if prompt.rendered[-1].isspace() else f" {text}", add_special_tokens=False, return_tensors="pt"
+    ).input_ids
+    whole = torch.cat([prompt.input_ids, ids], 1)
+    labels = torch.cat([torch.full_like(prompt.input_ids, -100), ids], 1)
+    inputs = prompt.inputs | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+    return float(vlm.model(**inputs, labels=labels).loss)
+
+
+def test_stories_and_figures_are_those_of_plain_hooks(panel, random_vlm):  # noqa: F811
+    panel.controls["versus"].value = "joy"
+    prompt, lengths = random_vlm.prompt(picture(1), EVENT), []
+    layer = random_vlm.model.get_submodule(random_vlm.anatomy.layers)[1]
+    keep = layer.register_forward_hook(lambda module, args, out: lengths.append(float(out[0, -1].norm())))
+    before = random_vlm.generate(prompt)
+    keep.remove()
+    assert [s.push for s in panel.stories] == [None, ("fear", 1, 0.5), ("joy", 1, 0.5)]
+    assert panel.stories[0].text == before and len({s.text for s in panel.stories}) == 3
+    for story in panel.stories[1:]:
+        push = directions("fear", "joy")[story.push[:2]]
+        with oracle.hooked(random_vlm, [AddVector(1, push, 0.5)], prompt):
+            assert story.text == random_vlm.generate(prompt)
+        cost = log_perplexity(random_vlm, prompt, story.text) - log_perplexity(random_vlm, prompt, before)
+        assert np.log(story.cost) == pytest.approx(cost, abs=1e-4)
+        assert story.shift == pytest.approx(0.5 * float(push.norm()) / lengths[0], rel=1e-5)
+        assert story.named == emotions.named(story.text) and story.hit == emotions.hit_rate(story.text, story.push.emotion)
+        assert set(story.others) == set(story.named) - {story.push.emotion}
+        assert marked(story.text, emotions.extract(story.text)) in panel.view.value
+        assert f"{story.shift:.0%} of the residual stream" in panel.view.value
+
+
+def test_no_push_leaves_the_story_as_it_is(panel):
+    panel.controls["alpha"].value = 0
+    before, pushed = panel.stories
+    assert pushed.text == before.text and pushed.cost == 1 and pushed.shift == 0
+    panel.controls["versus"].value = "fear"
+    assert len(panel.stories) == 2 and panel.view.value.count("towards <b>") == 1
+
+
+def test_a_change_costs_one_sweep_of_a_prompt_that_was_read(panel, monkeypatch):
+    asked = []
+
+    def counted(vlm, prompt, edits, **options):
+        asked.append((prompt, len(edits)))
+        return sweep(vlm, prompt, edits, **options)
+
+    monkeypatch.setattr(sys.modules["emointerp.widgets.steering"], "sweep", counted)  # the package has a function of this name
+    for name, value in [("alpha", 0.7), ("layer", 2), ("versus", "joy"), ("grid", True), ("alpha", 0.9), ("picture", "two")]:
+        panel.controls[name].value = value
+    cells = LAYERS * len(ALPHAS)
+    assert [n for _, n in asked] == [1, 1, 2, cells, cells, 2, 2, cells, cells]
+    assert len({id(prompt) for prompt, _ in asked[:6]}) == 1 and asked[6][0] is not asked[5][0]
+    panel.controls["picture"].value = "one"
+    panel.controls["grid"].value = False
+    assert len(asked) == 9
+
+
+def test_the_grid_holds_the_stories_of_all_layers_and_alphas(panel, random_vlm):  # noqa: F811
+    panel.controls["alpha"].value = 1.4
+    panel.controls["grid"].value = True
+    cells = re.findall('<td style="([^"]*)" title="([^"]*)"', panel.view.value)  # no tree: bytes of random stories are not all XML
+    said = [unescape(title) for _, title in cells]
+    assert [title.split(", perplexity")[0] for title in said] == [
+        f"layer {layer}, alpha {alpha:g}" for layer in (2, 1, 0) for alpha in ALPHAS
+    ]
+    prompt = random_vlm.prompt(picture(1), EVENT)
+    for layer, i in ((0, 7), (2, 3)):
+        with oracle.hooked(random_vlm, directions("fear", "joy").edits("fear", layer, ALPHAS[i]), prompt):
+            assert said[(LAYERS - 1 - layer) * len(ALPHAS) + i].endswith(f": {random_vlm.generate(prompt)}")
+    (outlined,) = (title for style, title in cells if "outline" in style)
+    assert outlined.startswith("layer 1, alpha 1.5, ")
+
+
+def told(alpha: float, text: str, named=(), cost=1.0, push="fear") -> Story:
+    return Story(text, named, Push(push, 0, alpha), cost=cost)
+
+
+def test_a_cell_shows_what_is_named_and_pales_where_it_costs_too_much():
+    stories = [told(1.0, "a", ("fear",)), told(2.0, "b", ("joy", "sadness"), 4.4), told(3.0, "c", ("fear",), 4.6), told(4.0, "d")]
+    cells = list(parsed(grid_html(stories, Push("fear", 0, 0.0))).iter("td"))
+    assert ["".join(cell.itertext()) for cell in cells] == ["fear", "joy +1", "fear", "·"]
+    fear, joy, sadness = (COLORS[e].lower() for e in ("fear", "joy", "sadness"))
+    colors = [re.findall(r"(#\w{6})(\w\w)", cell.get("style").lower()) for cell in cells]
+    assert colors[:3] == [[(fear, "99")], [(joy, "99"), (sadness, "99")], [(fear, "26")]]
+    assert [cell[0].get("style") for cell in cells] == ["opacity:1", "opacity:1", "opacity:0.5", "opacity:1"]
+    assert not any("outline" in cell.get("style") for cell in cells)  # no push is no cell
+
+
+def test_stories_and_labels_are_escaped(random_vlm):  # noqa: F811
+    shown = prepared(random_vlm, picture(), HOSTILE)
+    stories = [Story(HOSTILE, (HOSTILE,)), Story(HOSTILE, (HOSTILE,), Push(HOSTILE, 0, 1.0), 0.0, (HOSTILE,), float("nan"))]
+    for html in (stories_html(shown, stories), grid_html(stories[1:], stories[1].push)):
+        tree = parsed(html)
+        assert not list(tree.iter("script")) and HOSTILE in "".join(tree.itertext())
+        assert "unknown, as a story is empty" in "".join(tree.itertext()) + "".join(td.get("title") for td in tree.iter("td"))
+
+
+def test_the_panel_says_what_is_wrong_and_lives_on(panel, random_vlm):  # noqa: F811
+    first = panel.view.value
+    panel.controls["event"].value = " "
+    assert 'role="alert"' in panel.view.value and "The event is empty" in panel.view.value
+    panel.controls["event"].value = EVENT
+    assert panel.view.value == first == panel._repr_mimebundle_()["text/html"]
+    wide = steering(random_vlm, directions("fear", width=8), {"one": picture()})
+    assert "vector has width 8" in wide.view.value
+    own = directions("day", "xyzzy")
+    assert "unknown emotion &#x27;xyzzy&#x27;" in steering(random_vlm, directions("xyzzy"), {"one": picture()}).view.value
+    words = emotions.Concept("own", ("day", "xyzzy"), {"day": ["sunny"], "xyzzy": ["dark"]})
+    assert 'role="alert"' not in steering(random_vlm, own, {"one": picture()}, wheels=words).view.value
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layer": LAYERS}, "after layer 3, .* a layer from 0 to 2"),
+        ({"alpha": 3.5}, "start at alpha 3.5"),
+        ({"alphas": (0, 1)}, r"alphas \[0.0, 1.0\] in its grid; expected alphas above 0"),
+        ({"alphas": ()}, r"alphas \[\] in its grid"),
+    ],
+)
+def test_a_panel_that_cannot_start_says_so(random_vlm, options, words):  # noqa: F811
+    with pytest.raises(InputError, match=words):
+        steering(random_vlm, directions("fear"), {"one": picture()}, **options)
+
+
+def test_pictures_are_neutral_twins_and_their_scenes_where_none_are_given(random_vlm):  # noqa: F811
+    panel = steering(random_vlm, directions("fear"))
+    assert set(panel.controls["picture"].options) == {*emotions.BASIC, *(f"neutral twin of {e}" for e in emotions.BASIC)}
+    scene = sample("test", 1, seed=4, emotions=("fear",))[0].scene
+    panel.controls["picture"].value = "neutral twin of fear"
+    twin = panel.stories[0].text
+    panel.controls["picture"].value = "fear"
+    texts = [random_vlm.generate(random_vlm.prompt(s, EVENT)) for s in (scene.neutral(), scene)]
+    assert [twin, panel.stories[0].text] == texts

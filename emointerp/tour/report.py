@@ -1,6 +1,7 @@
 """From pictures and an event to `index.html` and `results.json`, whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,10 +18,10 @@ from emointerp.models import VLM, load, to_image
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.tour import lens, start_here
+from emointerp.tour import lens, start_here, steering
 from emointerp.tour.chapter import Chapter, Job
 
-CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (start_here.chapter, lens.chapter)
+CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (start_here.chapter, lens.chapter, steering.chapter)
 
 
 def run(
@@ -117,10 +118,13 @@ def _results(vlm: VLM, job: Job, chapters: list[Chapter]) -> dict:
 
 
 def _plain(value: Any) -> Any:
+    """As JSON has it: numbers rounded, intervals as objects, and null for what is no number."""
     if isinstance(value, Interval):
-        return {k: round(v, 4) for k, v in asdict(value).items()}
+        return _plain(asdict(value))
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return round(value, 4) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value

@@ -26,14 +26,15 @@ from emointerp.tracing.edits import (
     load_edits,
     save_edits,
 )
+from emointerp.tracing.likelihood import answer_log_probs, perplexity
 from emointerp.tracing.metrics import Metric, cosine, first_tokens, logit_difference, logit_mass, projection
 from emointerp.tracing.sweep import Sweep, SweepInterrupted, sweep
 from emointerp.tracing.verbs import Output, collect, generate, run
 from emointerp.tracing.verify import Verification, verify
 
 __all__ = [
-    "SITES", "Activations", "AddVector", "Edit", "Metric", "Output", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons",
-    "SetResidual", "Sweep", "SweepInterrupted", "Verification", "block_attention", "collect", "cosine", "first_tokens", "generate",
-    "load_edits", "logit_difference", "logit_mass", "mean_ablation", "patch", "projection", "resample_ablation", "run",
-    "save_edits", "sweep", "verify",
+    "Activations", "AddVector", "Edit", "Metric", "Output", "SITES", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons",
+    "SetResidual", "Sweep", "SweepInterrupted", "Verification", "answer_log_probs", "block_attention", "collect", "cosine",
+    "first_tokens", "generate", "load_edits", "logit_difference", "logit_mass", "mean_ablation", "patch", "perplexity",
+    "projection", "resample_ablation", "run", "save_edits", "sweep", "verify",
 ]  # fmt: skip

@@ -183,6 +183,22 @@ class Branches:
             logits = self._logits(self._run(Visit(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
         return found
 
+    @torch.no_grad()
+    def following(self, answers: Tensor) -> Tensor:
+        """Logits that each token of given answers [branches, tokens] comes out of: [branches, tokens, vocabulary].
+
+        For branches without edits that start at the last prompt token, as rows.
+        """
+        before = self.vlm.model.get_input_embeddings()(answers[:, :-1])
+        embeds = torch.cat([self._laid(self.prefix.embeds[:, self.start :]), before], 1)
+        last = self.prefix.positions[..., self.start :]
+        after = last.max() + torch.arange(1, answers.shape[1], device=last.device)
+        positions = self._laid(torch.cat([last, after.expand(*last.shape[:-1], -1)], -1), -2)
+        inputs = {"inputs_embeds": embeds, "position_ids": positions}
+        inputs["attention_mask"] = self._masks(self._seen.own(answers.shape[1]))
+        language = part(self.vlm.model, self.vlm.anatomy.family.language)
+        return self._logits(language(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state)
+
     def _plan(self) -> Plan:
         tokens = self.length * len(self.edit_lists) if self.tree else self.length
         return plan_prompt(self.edit_lists, [self.prefix.prompt], self.layout, tokens, self.vlm.device)
@@ -265,7 +281,8 @@ class _Seen:
 
     def own(self, length: int) -> tuple[Tensor, Tensor]:
         """For the branches' own tokens of the prompt: what may be seen, and how far back it lies; [queries, keys] each."""
-        position = torch.arange(self.start, self.start + length).repeat(self.branches)
+        self.end = self.start + length
+        position = torch.arange(self.start, self.end).repeat(self.branches)
         return self._add(position, torch.arange(self.branches).repeat_interleave(length))
 
     def next(self, alive: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -281,7 +298,8 @@ class _Seen:
         return ((distance >= 0) | self._same_image(position)) & mine, distance
 
     def _same_image(self, position: Tensor) -> Tensor:
-        queries, keys = (torch.cat([self.blocks, torch.full((self.end,), -1)])[p] for p in (position, self.position))
+        blocks = torch.cat([self.blocks, torch.full((self.end,), -1)])
+        queries, keys = (blocks[p] for p in (position, self.position))
         return (queries[:, None] == keys) & (queries[:, None] >= 0)
 
 

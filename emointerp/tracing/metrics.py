@@ -43,16 +43,16 @@ def first_tokens(vlm: VLM, words: Sequence[str]) -> list[int]:
 
     Different words may share a first token; each token is given once, in the order of the words.
     """
-    ids = [vlm.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
-    for word, found in zip(words, ids, strict=True):
-        if not found:
-            raise InputError(f"The word {word!r} has no token in this model's vocabulary.")
-    return list(dict.fromkeys(_first(vlm, found) for found in ids))
+    return list(dict.fromkeys(first_token(vlm, f" {word}")[0] for word in words))
 
 
-def _first(vlm: VLM, ids: list[int]) -> int:
-    """The first id that is more than a space."""
-    return next((i for i in ids if vlm.tokenizer.decode([i]).strip()), ids[0])
+def first_token(vlm: VLM, text: str) -> tuple[int, bool]:
+    """The first token of a text that is more than a space, and whether nothing comes after it."""
+    ids = vlm.tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise InputError(f"The word {text.strip()!r} has no token in this model's vocabulary.")
+    at = next((i for i, token in enumerate(ids) if vlm.tokenizer.decode([token]).strip()), 0)
+    return ids[at], at == len(ids) - 1
 
 
 def logit_mass(vlm: VLM, words: Sequence[str]) -> Metric:

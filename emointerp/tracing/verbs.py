@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
@@ -226,7 +226,7 @@ def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
     return sites
 
 
-def checked_layers(vlm: VLM, layers: Iterable[int] | int | None) -> tuple[int, ...]:
+def checked_layers(vlm: VLM, layers: Iterable[SupportsIndex] | SupportsIndex | None) -> tuple[int, ...]:
     """Layers that the model has, each once; all of them where none are named."""
     n = vlm.anatomy.n_layers
     chosen = range(n) if layers is None else layers if isinstance(layers, Iterable) else (layers,)

@@ -6,6 +6,7 @@
 from emointerp.widgets.lens import lens
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.start_here import start_here
+from emointerp.widgets.steering import steering
 from emointerp.widgets.token_strip import TokenStrip
 
-__all__ = ["PatchGrid", "TokenStrip", "lens", "start_here"]
+__all__ = ["PatchGrid", "TokenStrip", "lens", "start_here", "steering"]

@@ -15,6 +15,7 @@ from peers import Numbers
 from subjects import Subject
 
 from emointerp.tracing import Edit, SetHead, SetResidual, collect, generate, run, sweep
+from emointerp.widgets import steering
 
 BUDGET = 256 * 2**20
 
@@ -174,6 +175,55 @@ def many_interventions(subject: Subject) -> Case:
     return Case(ours, {"hooks": Peer(loop, len(some))}, len(cells), BUDGET)
 
 
+def alpha_layer(subject: Subject) -> Case:
+    """Stories of neutral pictures under every strength after every layer, against a loop of hooked `generate`.
+
+    A story's length hangs on its strength and layer, so the loop does a sample that has as many of each.
+    """
+    layers, alphas = subject.vlm.anatomy.n_layers, [0.25 * (i + 1) for i in range(subject.alphas)]
+    prompts = [subject.vlm.prompt(*pair.minus) for pair in subject.steered]
+    labels = [(layer, alpha) for layer in range(layers) for alpha in alphas]
+    options: dict[str, Any] = {"max_new_tokens": subject.story}
+
+    def edits(pair: int, layer: int, alpha: float) -> list[Edit]:
+        return subject.directions.edits(subject.steered[pair].emotion, layer, alpha)
+
+    def ours() -> Numbers:
+        fresh, lists = [replace(p) for p in prompts], [{label: edits(i, *label) for label in labels} for i in range(subject.pairs)]
+        found = sweep(subject.vlm, fresh, lists.__getitem__, progress=False, **options)
+        return {(i, *label): text for i, row in enumerate(found.texts) for label, text in zip(labels, row, strict=True)}
+
+    n = 6 * subject.sampled
+    cells = [((i + i * subject.pairs // n) % subject.pairs, i * layers // n, alphas[i % len(alphas)]) for i in range(n)]
+    some = {cell: (prompts[cell[0]], edits(*cell)[0]) for cell in cells}
+    loop = Peer(partial(peers.hooks_stories, subject, some, **options), len(some))
+    return Case(ours, {"hooks": loop}, len(labels) * subject.pairs)
+
+
+def panel(subject: Subject) -> Case:
+    """From a strength that was never asked before to its story on the steering panel, against `generate`.
+
+    Hooks tell the same stories, and a plain `generate` the one without a push. The strengths go up to half the slider: at stronger
+    ones a model stammers up to the limit of its tokens, and all roads take as many times as long.
+    """
+    picture, event = subject.steered[0].minus
+    emotion, layer, prompt = subject.directions.emotions[0], subject.vlm.anatomy.n_layers // 2, subject.vlm.prompt(picture, event)
+    shown = steering(subject.vlm, subject.directions, {"neutral": picture}, event, layer=layer, alpha=0)
+    alphas = [k * 7 % 60 * 0.025 for k in range(1, 60)]  # 7 and 60 share no factor: each strength comes once
+    mine, theirs = iter(alphas), iter(alphas)
+
+    def ours() -> Numbers:
+        shown.controls["alpha"].value = next(mine)
+        before, pushed = shown.stories
+        return {"story": pushed.text, "unpushed": before.text}
+
+    def hooks() -> Numbers:
+        (edit,) = subject.directions.edits(emotion, layer, next(theirs))
+        return peers.hooks_stories(subject, {"story": (prompt, edit)})
+
+    return Case(ours, {"plain generate": Peer(lambda: {"unpushed": subject.plain.generate(prompt)}), "hooks": Peer(hooks)})
+
+
 CASES: dict[str, Callable[[Subject], Case]] = {
     "forward": forward,
     "collect": collecting,
@@ -185,4 +235,6 @@ CASES: dict[str, Callable[[Subject], Case]] = {
     "generate-steered": steered_generation,
     "generate-sweep": generation_sweep,
     "many": many_interventions,
+    "alpha-layer": alpha_layer,
+    "panel": panel,
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import patching
 from transformers import DynamicCache
 
+from emointerp.models import Prompt
 from emointerp.tracing import AddVector, Edit, SetHead
 
 Numbers = dict[Any, Any]  # what a road found: a tensor, or a text, by a name that all roads use
@@ -89,10 +90,15 @@ def _by_head(subject: Subject, heads: Tensor) -> Tensor:
 
 def hooks_answers(subject: Subject, cells: dict[Any, Edit], **options: Any) -> Numbers:
     """A hooked `generate` for each cell."""
+    return hooks_stories(subject, {cell: (subject.prompt, edit) for cell, edit in cells.items()}, **options)
+
+
+def hooks_stories(subject: Subject, cells: dict[Any, tuple[Prompt, Edit]], **options: Any) -> Numbers:
+    """The same, with a prompt for each cell, and edits at the last token and the answer."""
     found = {}
-    for cell, edit in cells.items():
+    for cell, (prompt, edit) in cells.items():
         with hooked(subject, edit):
-            found[cell] = subject.plain.generate(subject.prompt, **options)
+            found[cell] = subject.plain.generate(prompt, **options)
     return found
 
 

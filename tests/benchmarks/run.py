@@ -1,6 +1,6 @@
 """Times the package beside plain hooks, TransformerLens and nnsight, and shows that all give the same numbers.
 
-    python tests/benchmarks/run.py [--only NAME ...] [--model NAME ...] [--seconds N] [--json FILE]
+    python tests/benchmarks/run.py [--only NAME ...] [--model NAME ...] [--seconds N] [--pairs N] [--json FILE]
 
 A row a case and peer: median seconds of ours and of the peer's, in turns within one run; `ratio`, how many times as long the peer
 takes; `difference`, the largest absolute difference of their numbers (for texts, 1 if any differs); `cells timed`, where a loop
@@ -10,6 +10,7 @@ was timed on a sample and scaled; `peak MiB`, what ours took beside what was in 
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--model", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME", help=", ".join(SUBJECTS))
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long a case is timed, after at least three rounds")
+    parser.add_argument(
+        "--pairs", type=int, help="pictures that are steered in alpha-layer; 64 is the full table, and takes minutes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     given = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     for subject in (SUBJECTS[name]() for name in given.model):
+        subject = replace(subject, pairs=given.pairs or subject.pairs)
         for name in given.only:
             rows += measured(name, subject, seconds=given.seconds)
     print(shown(rows))

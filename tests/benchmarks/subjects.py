@@ -21,7 +21,10 @@ from transformers import (
 )
 
 import emointerp
+from emointerp.directions import Directions
 from emointerp.models import VLM, Bridge, Prompt, bridge
+from emointerp.pairs import Pair, world_pairs
+from emointerp.steering import steering_vectors
 from emointerp.tracing import Activations, AddVector, collect
 
 EVENT = "The phone rang twice while I was cooking."
@@ -29,7 +32,10 @@ EVENT = "The phone rang twice while I was cooking."
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what is asked of it: `answers` edited answers of `tokens` tokens, `many` interventions at the last token."""
+    """A model and what is asked of it: `answers` edited answers of `tokens` tokens, `many` interventions at the last token.
+
+    `pairs` pictures are steered over all layers and `alphas` strengths, each story of at most `story` tokens.
+    """
 
     name: str
     vlm: VLM
@@ -38,6 +44,9 @@ class Subject:
     tokens: int = 20
     many: int = 4096
     sampled: int = 4
+    pairs: int = 1
+    alphas: int = 12
+    story: int = 64
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -71,6 +80,16 @@ class Subject:
     def inputs(self) -> dict[str, Any]:
         """The prompt's inputs for the model."""
         return self.vlm.placed(self.prompt.inputs)
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Steering vectors of the six emotions, of a few pairs each."""
+        return steering_vectors(self.vlm, world_pairs("direction", 24), tau=-1, progress=False)
+
+    @cached_property
+    def steered(self) -> list[Pair]:
+        """Test pairs, whose neutral sides are steered towards the emotions of the others."""
+        return world_pairs("test", self.pairs)
 
     def steering(self, i: int, layer: int, alpha: float) -> AddVector:
         """The i-th random vector, a third as long as the residual stream there."""

@@ -1,0 +1,523 @@
+"""Chapter 05, second half: by which road does the feeling get from the picture (V) to the query (Q) to the last token (L)?
+
+Three methods, each over pairs (`emointerp.pairs`), and each with what it cannot say:
+
+- `information_flow`: saliency of attention, `I[l] = |sum over heads of A_h * dLoss/dA_h|` (Wang et al. 2023, "Label words are
+  anchors"). A gradient: what a small change would do, not what is needed; and it fades where the model is already certain.
+- `knockouts`: attention of one span to another blocked over a window of layers. What is needed there; where two roads carry the
+  same, cutting either shows nothing, so both at once are cut as well.
+- `patching`: the residual stream of V, Q or L from the other picture's run, over stages of layers, in both directions. A patch
+  lasts: V set after an early layer stays so. So the curve of V falls where V has been read, and that of L rises where L has read.
+
+What is measured is the mass of the pictured emotion's words after "I felt", or the hit rate of the story that follows.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from emointerp.emotions import hit_rate
+from emointerp.errors import InputError
+from emointerp.lens import emotion_tokens
+from emointerp.models import VLM, Prompt
+from emointerp.pairs import Pair
+from emointerp.plots import new_figure
+from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips
+from emointerp.tracing import Activations, Metric, block_attention, collect, patch, sweep
+from emointerp.tracing.edits import Edit
+from emointerp.tracing.metrics import as_metric
+from emointerp.tracing.verbs import checked_layers
+
+Words = Mapping[str, Iterable[str]] | None
+Measured = str | Metric | Callable[[Tensor], Tensor]
+MASSES, HITS = ("log mass", "mass"), "hit rate"
+PICTURES = ("emotional", "neutral")
+ROADS, REST, BOTH = ("V->Q", "V->L", "Q->L"), "text->text", "V->Q+L"
+SPANS = {"V": "visual", "Q": "query", "L": "last"}
+DIRECTIONS = {"denoising": "emotional into neutral", "noising": "neutral into emotional"}
+COLORS = {"V->Q": "#0072B2", "V->L": "#D55E00", "Q->L": "#009E73", BOTH: "#CC79A7", REST: "#8A8F98"}
+FAINT, XLABELS = "#c9ccd1", ("stage and its layers", "patched after layer")
+COLORS |= {"V": "#0072B2", "Q": "#009E73", "L": "#D55E00"}
+
+
+def emotion_metrics(vlm: VLM, words: Words = None, log: bool = True) -> dict[str, Metric]:
+    """For each emotion the summed probability of its words at the last token (`emotion_tokens`), or its logarithm in nats."""
+
+    def metric(emotion: str, ids: list[int]) -> Metric:
+        def mass(logits: Tensor) -> Tensor:
+            found = logits.log_softmax(-1)[:, ids].logsumexp(-1)
+            return found if log else found.exp()
+
+        return Metric(mass, name=f"{'log ' * log}p({emotion})")
+
+    return {emotion: metric(emotion, some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion")}
+
+
+def saliency(acts: Activations, heads: bool = False) -> Float[Tensor, "layer *head token key"]:
+    """`|sum over heads of A * dm/dA|` of attention collected with a metric's gradients; with `heads`, of each head alone."""
+    product = acts.attention * acts.gradients.attention
+    return product.abs() if heads else product.sum(1).abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Saliency by road and layer. `table` has a row a pair, picture ("emotional", "neutral"), road and layer (and head).
+
+    `value` is the mean over the road's source-target pairs, `edges` their number. The road "text->text" is the control: the query
+    and the last token reading earlier text, apart from Q->L.
+    """
+
+    table: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a picture, road and layer (and head), an `Interval` a column.
+
+        `value`: mean over pairs; `to_rest`: its ratio to that of text->text; `share`: the road's part of all four roads' sums,
+        which counts how many edges a road has, and, being relative, also compares pictures of different certainty.
+        """
+        places = ["layer", "head"] if "head" in self.table else ["layer"]
+        seen, within = self.table.assign(sum=self.table.value * self.table.edges), ["picture", "pair", *places]
+        seen["all"] = seen.groupby(within)["sum"].transform("sum")
+        seen = seen.join(seen[seen.road == REST].set_index(within).value.rename("rest"), on=within)
+
+        def columns(some: pd.DataFrame) -> dict[str, Interval]:
+            ratios = {"to_rest": ratio_interval(some.value, some.rest), "share": ratio_interval(some["sum"], some["all"])}
+            return {"value": _mean(some.value)} | ratios
+
+        return _by_place(seen, ["picture", "road", *places], columns)
+
+    def curves(self, road: str, picture: str = "emotional") -> Float[np.ndarray, "pair layer"]:
+        """A road's saliency of each pair, mean over heads where they were kept apart."""
+        chosen = self.table[(self.table.road == road) & (self.table.picture == picture)]
+        return chosen.pivot_table(index="pair", columns="layer", values="value").to_numpy()
+
+    def plot(self, column: str = "value") -> Figure:
+        """Lines by layer with 95% intervals, beside the neutral twins; or, where heads were kept apart, a map a road."""
+        frame = self.to_frame()[column]
+        if "head" in self.table:
+            return _maps(frame.map(lambda interval: interval.mean), column)
+        figure, (left, right) = new_figure(1, 2, width=9.5, height=3.4)
+        for axis, picture, title in zip((left, right), PICTURES, ("Emotional picture", "Neutral twin"), strict=True):
+            for road in (*ROADS, REST):
+                some = frame.loc[picture, road]
+                some = some[[interval.mean > 0 for interval in some]]  # what nothing reads any more has no place on a log scale
+                _line(axis, some.index, some, COLORS[road], _arrow(road), "--" if road == REST else "-")
+            axis.set(xlabel="layer", title=title, yscale="linear" if column == "share" else "log")
+        left.set_ylabel({"value": "saliency, mean over edges", "share": "share of all saliency"}.get(column, column))
+        right.sharey(left)
+        left.autoscale(axis="y")
+        _legend(figure, left)
+        return figure
+
+
+def information_flow(
+    vlm: VLM,
+    pairs: Sequence[Pair],
+    metric: Measured = "log mass",
+    *,
+    words: Words = None,
+    answer: str = "I felt",
+    heads: bool = False,
+    progress: bool = True,
+) -> Flow:
+    """Saliency of attention for V->Q, V->L and Q->L by layer, of each pair's emotional picture and its neutral twin.
+
+    The loss is less the log mass of the pair's emotion words where the answer goes on after `answer`; or less any `Metric`. `words`
+    as in `emotion_tokens`. With `heads`, the sum over heads is left out.
+    """
+    metrics, frames = _metrics(vlm, pairs, metric, words), []
+    for i, pair in enumerate(tqdm(pairs, desc="flow", disable=not progress)):
+        prompts = _prompts(vlm, pair, answer)
+        acts = collect(vlm, prompts, ["attention"], positions=("query", "last"), wrt=metrics[pair.emotion])
+        for picture, prompt, one in zip(PICTURES, prompts, acts, strict=True):
+            frames.append(_flows(prompt, saliency(one, heads)).assign(pair=i, emotion=pair.emotion, picture=picture))
+    return Flow(pd.concat(frames, ignore_index=True))
+
+
+def _flows(prompt: Prompt, value: Tensor) -> pd.DataFrame:
+    """Means of saliency [layer, (head,) target, key] over each road's edges: a row a road and place."""
+    frames = []
+    for road, edges in _edges(prompt).items():
+        mean = value[..., torch.from_numpy(edges).to(value.device)].float().mean(-1).cpu().numpy()
+        places = dict(zip(("layer", "head"), np.indices(mean.shape).reshape(mean.ndim, -1), strict=False))
+        frames.append(pd.DataFrame({"road": road} | places | {"value": mean.ravel(), "edges": int(edges.sum())}))
+    return pd.concat(frames)
+
+
+def _edges(prompt: Prompt) -> dict[str, Bool[np.ndarray, "target key"]]:
+    """Which attention belongs to which road; the targets are the query's tokens and the last."""
+    target, key = np.array([*prompt.query, prompt.last])[:, None], np.arange(len(prompt))
+    at_last, from_v, from_q = target == prompt.last, np.isin(key, prompt.visual), np.isin(key, prompt.query)
+    roads = {"V->Q": ~at_last & from_v, "V->L": at_last & from_v, "Q->L": at_last & from_q}
+    return roads | {REST: ~from_v & (key < target) & ~roads["Q->L"]}
+
+
+@dataclass(frozen=True, eq=False)
+class Knockouts:
+    """What blocking attention does. `table` has a row a pair, road and window of layers (`start` to `stop`, both in it, `centre`).
+
+    `value` is the metric with the road cut, `baseline` without, `control` with as many other readers, drawn at random, cut off from
+    the same sources: for V->L and Q->L one other token of the query; for V->Q and V->Q+L tokens of the picture, since there are no
+    others that can read it. Where stories are told, the answer's tokens are cut off as well (not in the control), and Q->L then
+    takes the event and the request away, not the feeling only.
+    """
+
+    table: pd.DataFrame
+    metric: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a road and window: `fall` of the metric and of the control's (`Interval`s), and `p` that they differ.
+
+        `p` by sign flips over pairs, corrected for all rows (max-T).
+        """
+        falls = self.table.assign(fall=self.table.baseline - self.table.value, other=self.table.baseline - self.table.control)
+        places = ["road", "centre"]
+        frame = _by_place(falls, places, lambda some: {"fall": _mean(some.fall), "control": _mean(some.other)})
+        less = falls.assign(less=falls.fall - falls.other).pivot(index="pair", columns=places, values="less")
+        return frame.join(pd.Series(sign_flips(less).corrected, less.columns, name="p"))
+
+    def curves(self, road: str) -> Float[np.ndarray, "pair window"]:
+        """The fall of each pair by window."""
+        some = self.table[self.table.road == road]
+        return some.assign(fall=some.baseline - some.value).pivot(index="pair", columns="start", values="fall").to_numpy()
+
+    def plot(self) -> Figure:
+        """The fall by window, a panel a road, with 95% intervals; one window only makes bars. Gray is the control."""
+        frame, roads = self.to_frame(), (*ROADS, BOTH)
+        single = self.table.start.nunique() == 1
+        figure, axes = new_figure(1, 1 if single else 4, width=5.5 if single else 11, height=3.2, squeeze=False)
+        if single:
+            bars = {"cut": (COLORS["V"], frame.fall), "other readers": (COLORS[REST], frame.control)}
+            _bars(axes[0, 0], [_arrow(road) for road in roads], {k: (c, some.loc[list(roads)]) for k, (c, some) in bars.items()})
+        for axis, road in zip(axes.flat, () if single else roads, strict=False):
+            some = frame.loc[road]
+            _line(axis, some.index, some.control, COLORS[REST], "other readers", "--")
+            _line(axis, some.index, some.fall, COLORS[road], "cut")
+            axis.set(xlabel="middle of the window", title=f"{_arrow(road)} cut")
+        low, high = min(i.low for i in [*frame.fall, *frame.control]), max(i.high for i in [*frame.fall, *frame.control])
+        for axis in axes.flat:
+            axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+            axis.set_ylim(min(0, low) - 0.05 * (high - low), high + 0.05 * (high - low))
+        axes[0, 0].set_ylabel(f"fall of the {self.metric}")
+        _legend(figure, axes[0, 0])
+        return figure
+
+
+def knockouts(
+    vlm: VLM,
+    pairs: Sequence[Pair],
+    metric: Measured = "log mass",
+    *,
+    width: int = 3,
+    words: Words = None,
+    answer: str = "I felt",
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Knockouts:
+    """Attention V->Q, V->L, Q->L, and V to both, blocked over each window of `width` layers, on each pair's emotional picture.
+
+    `metric` is "log mass" or "mass" of the pair's emotion words after `answer`, "hit rate" of the story (then no answer is begun,
+    and the answer's tokens are cut off as L is), or any `Metric`. A `width` of all layers asks whether a road is needed at all.
+    """
+    measure, n = _Measure.of(vlm, pairs, metric, words, answer, max_new_tokens), vlm.anatomy.n_layers
+    if not 1 <= width <= n:
+        raise InputError(f"The window is {width} layers wide; this model has {n}, so expected 1 to {n}.")
+    frames = []
+    for i, pair in enumerate(tqdm(pairs, desc="knock-outs", disable=not progress)):
+        prompt = vlm.prompt(pair.emotional, pair.event, answer=measure.answer)
+        cuts = _cuts(prompt, n, width, np.random.default_rng([seed, i]))
+        own, found = measure(prompt, cuts, pair.emotion, ["road", "start", "cut"])
+        frames.append(found.unstack("cut").reset_index().assign(baseline=own, pair=i, emotion=pair.emotion))
+    table = pd.concat(frames, ignore_index=True)
+    table = table.assign(stop=table.start + width - 1, centre=table.start + (width - 1) / 2)
+    return Knockouts(table.rename_axis(columns=None), measure.name)
+
+
+def _cuts(prompt: Prompt, n_layers: int, width: int, rng: np.random.Generator) -> dict[tuple, list[Edit]]:
+    """Edits by road, first layer of the window, and "value" or "control"."""
+    visual, query, last = prompt.span("visual"), prompt.span("query"), (prompt.last, "answer")
+    roads = {"V->Q": (query, visual), "V->L": (last, visual), "Q->L": (last, query), BOTH: ((*query, *last), visual)}
+    lists = {}
+    for road, (readers, sources) in roads.items():
+        others = _other_readers(prompt, readers, sources, rng)
+        for start in range(n_layers - width + 1):
+            window = range(start, start + width)
+            lists[road, start, "value"] = _cut(window, readers, sources)
+            lists[road, start, "control"] = _cut(window, others, sources)
+    return lists
+
+
+def _other_readers(prompt: Prompt, readers: Sequence, sources: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """As many tokens, drawn at random: behind all sources if there are so many, else behind the first; never the last token."""
+    n = len(set(readers) - {"answer"})
+    behind, among = ([t for t in range(start + 1, prompt.last) if t not in readers] for start in (sources[-1], sources[0]))
+    chosen = behind if len(behind) >= n else among
+    return sorted(rng.choice(chosen, min(n, len(chosen)), replace=False).tolist())
+
+
+def _cut(layers: Iterable[int], readers: Sequence, sources: Sequence[int]) -> list[Edit]:
+    """The readers cut off from the sources, each still free to attend to itself."""
+    apart = set(sources).isdisjoint(readers)
+    groups = [(readers, sources)] if apart else [((t,), [s for s in sources if s != t]) for t in readers]
+    return [block_attention(layer, to, of) for layer in layers for to, of in groups]
+
+
+@dataclass(frozen=True, eq=False)
+class Patching:
+    """What patches do. `table` has a row a pair, direction, span and stage.
+
+    `value` is the metric with the patch, `receiver` without, `donor` that of the run that the patch comes from. "denoising" puts
+    the emotional picture's residual stream into the neutral twin's run, "noising" the other way round. Stages that are numbers are
+    single layers; `layers` names the first and last of a stage.
+    """
+
+    table: pd.DataFrame
+    metric: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a direction, span and stage: normalised `effect` and plain `difference`, `Interval`s over pairs.
+
+        `effect = (value - receiver) / (donor - receiver)`, means over pairs: 0 is the receiver's own run, 1 the donor's. For
+        noising this is the share of the feeling that is lost, one less the formula of denoising.
+        """
+        moved = self.table.assign(difference=self.table.value - self.table.receiver, gap=self.table.donor - self.table.receiver)
+
+        def columns(some: pd.DataFrame) -> dict[str, Interval]:
+            return {"effect": ratio_interval(some.difference, some.gap), "difference": _mean(some.difference)}
+
+        return _by_place(moved, ["direction", "span", "stage"], columns)
+
+    def curves(self, direction: str = "denoising", spans: Sequence[str] = tuple(SPANS)) -> Float[np.ndarray, "pair layer span"]:
+        """Effects of single layers: each pair's difference over the mean gap, so that means over pairs are normalised effects."""
+        some = self.table[(self.table.direction == direction) & self.table.stage.map(_single)]
+        if some.empty:
+            raise InputError("There are no stages of single layers here; name them by their numbers: stages={0: [0], 1: [1], …}.")
+        some = some.assign(effect=(some.value - some.receiver) / (some.donor - some.receiver).mean())
+        return np.stack([some[some.span == s].pivot(index="pair", columns="stage", values="effect").to_numpy() for s in spans], -1)
+
+    def change_points(self, direction: str = "denoising", n: int = 2, **options: Any) -> ChangePoints:
+        """The layers at which V, Q and L together change their parts: between adapt, aggregate and execute, for `n` of 2."""
+        return change_points(self.curves(direction), n, **options)
+
+    def plot(self, changes: Mapping[str, ChangePoints] | None = None) -> Figure:
+        """Stages as bars, single layers as curves, a row a direction; `changes` by direction are drawn with their intervals."""
+        effects = self.to_frame().effect
+        stages = self.table.drop_duplicates("stage").set_index("stage").layers
+        wide, single = ([stage for stage in stages.index if _single(stage) is kind] for kind in (False, True))
+        shown = [some for some in (wide, single) if some]
+        figure, axes = new_figure(2, len(shown), width=4.6 * len(shown) + 0.9, height=5.6, squeeze=False)
+        for row, direction in zip(axes, DIRECTIONS, strict=True):
+            for axis, some in zip(row, shown, strict=True):
+                spans = {span: effects[direction, span].loc[some] for span in self.table.span.unique()}
+                colors = {span: COLORS.get(span, f"C{k}") for k, span in enumerate(spans)}
+                if some is wide:
+                    _bars(axis, [f"{s}\n{stages[s]}" for s in wide], {span: (colors[span], spans[span]) for span in spans})
+                for span in spans if some is single else ():
+                    _line(axis, single, spans[span], colors[span], span)
+                axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+                axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", xlabel=XLABELS[some is single])
+            row[0].set_ylabel("share of the gap closed")
+            if changes and direction in changes:
+                _mark(row[-1], changes[direction])
+        _legend(figure, axes[0, 0])
+        return figure
+
+
+def patching(
+    vlm: VLM,
+    pairs: Sequence[Pair],
+    metric: Measured = "log mass",
+    *,
+    stages: Mapping[str | int, Iterable[int]] | None = None,
+    spans: Mapping[str, Any] = SPANS,
+    words: Words = None,
+    answer: str = "I felt",
+    max_new_tokens: int = 64,
+    progress: bool = True,
+) -> Patching:
+    """The residual stream at each of `spans` put from each picture's run into its twin's, after every layer of each stage.
+
+    `stages` maps names to layers: by default the thirds of the model (`thirds`) and every single layer by its number. `metric` as
+    in `knockouts`. The two prompts of a pair must have their tokens in the same places. Qwen3-VL adds the picture's features
+    once more after its first layers: a patch of V there is followed by the receiver's own.
+    """
+    measure = _Measure.of(vlm, pairs, metric, words, answer, max_new_tokens)
+    stages = thirds(vlm) | {i: (i,) for i in range(vlm.anatomy.n_layers)} if stages is None else stages
+    layers = {stage: checked_layers(vlm, some) for stage, some in stages.items()}
+    frames, both = [], [_prompts(vlm, pair, measure.answer) for pair in pairs]
+    _check_aligned(vlm, pairs, both)
+    for i, (pair, prompts) in enumerate(zip(tqdm(pairs, desc="patching", disable=not progress), both, strict=True)):
+        found = [
+            measure(receiver, _patches(donor, receiver, spans, layers), pair.emotion, ["span", "stage"])
+            for receiver, donor in zip(reversed(prompts), collect(vlm, prompts, ["residual"]), strict=True)
+        ]
+        for direction, (receiver, values), (donor, _) in zip(DIRECTIONS, found, reversed(found), strict=True):
+            frame = values.rename("value").reset_index()
+            frames.append(frame.assign(pair=i, emotion=pair.emotion, direction=direction, receiver=receiver, donor=donor))
+    table, ends = pd.concat(frames, ignore_index=True), {stage: (min(some), max(some)) for stage, some in layers.items()}
+    names = {stage: str(first) if first == last else f"{first}-{last}" for stage, (first, last) in ends.items()}
+    return Patching(table.assign(layers=table.stage.map(names)), measure.name)
+
+
+def thirds(vlm: VLM) -> dict[str, tuple[int, ...]]:
+    """The model's layers in three stages of about the same length."""
+    parts = np.array_split(np.arange(vlm.anatomy.n_layers), 3)
+    return {name: tuple(part.tolist()) for name, part in zip(("early", "middle", "late"), parts, strict=True) if len(part)}
+
+
+def _patches(donor: Activations, receiver: Prompt, spans: Mapping[str, Any], stages: Mapping) -> dict[tuple, list[Edit]]:
+    where = {span: receiver.positions((given,) if isinstance(given, str | int) else given) for span, given in spans.items()}
+    return {
+        (span, stage): [patch(donor, layer, positions=positions) for layer in layers]
+        for span, positions in where.items()
+        for stage, layers in stages.items()
+    }
+
+
+def _check_aligned(vlm: VLM, pairs: Sequence[Pair], both: Sequence[list[Prompt]]) -> None:
+    def said(prompt: Prompt) -> str:
+        return f"{len(prompt)} tokens, picture {' x '.join(map(str, prompt.image.size))}"
+
+    apart = [
+        f"{pair.name or i} ({said(a)}; {said(b)})"
+        for i, (pair, (a, b)) in enumerate(zip(pairs, both, strict=True))
+        if len(a) != len(b) or a.visual != b.visual or not np.allclose(*(_where(vlm, p) for p in (a, b)), atol=0.02, equal_nan=True)
+    ]
+    if apart:
+        same = "Patching needs token i of one prompt to stand for token i of the other: bring a pair's pictures to one size."
+        raise InputError(f"The two prompts of these pairs differ in their tokens: {', '.join(apart)}. {same}")
+
+
+def _where(vlm: VLM, prompt: Prompt) -> np.ndarray:
+    """Where visual tokens look, as parts of the picture's width and height."""
+    return vlm.boxes(prompt) / np.tile(prompt.image.size, 2)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What is read of a run: a metric, one for each emotion, or, without metrics, the hit rate of the story that follows."""
+
+    vlm: VLM
+    name: str
+    metrics: Mapping[str, Metric] | None
+    answer: str
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, vlm: VLM, pairs: Sequence[Pair], metric: Measured, words: Words, answer: str, max_new_tokens: int) -> "_Measure":
+        if metric == HITS:
+            _check_number(pairs)
+            return cls(vlm, HITS, None, "", max_new_tokens)
+        name = metric if isinstance(metric, str) else as_metric(metric).name
+        return cls(vlm, name, _metrics(vlm, pairs, metric, words), answer, max_new_tokens)
+
+    def __call__(
+        self, prompt: Prompt, lists: Mapping[tuple, list[Edit]], emotion: str, names: list[str]
+    ) -> tuple[float, pd.Series]:
+        """The measure without edits, and under each list of them."""
+        if self.metrics is None:
+            told = sweep(self.vlm, prompt, lists, max_new_tokens=self.max_new_tokens, progress=False)
+            own, *values = (hit_rate(text, emotion) for text in (*told.baseline_texts, *told.texts[0]))
+        else:
+            found = sweep(self.vlm, prompt, lists, self.metrics[emotion], progress=False)
+            if found.values.ndim > 2:
+                raise InputError(f"The metric {self.name!r} gives {list(found.values.shape[2:])} values a run; expected one.")
+            own, values = float(found.baseline[0]), found.values[0].tolist()
+        return own, pd.Series(values, pd.MultiIndex.from_tuples(lists, names=names))
+
+
+def _metrics(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words) -> dict[str, Metric]:
+    """A metric for each emotion of the pairs."""
+    _check_number(pairs)
+    wanted = list(dict.fromkeys(pair.emotion for pair in pairs))
+    if not isinstance(metric, str):
+        return dict.fromkeys(wanted, as_metric(metric))
+    if metric not in MASSES:
+        raise InputError(
+            f"metric is {metric!r}; expected {' or '.join(map(repr, MASSES))}, or a Metric ({HITS!r} has no gradient)."
+        )
+    known = emotion_metrics(vlm, words, log=metric == "log mass")
+    if strange := [emotion for emotion in wanted if emotion not in known]:
+        raise InputError(f"Pairs show {', '.join(strange)}; there are words of {', '.join(known)}. Give `words` for the others.")
+    return known
+
+
+def _check_number(pairs: Sequence[Pair]) -> None:
+    if len(pairs) < 2:
+        raise InputError(f"{len(pairs)} pairs came; two or more are needed to say how sure a mean is: world_pairs('test', 36).")
+
+
+def _prompts(vlm: VLM, pair: Pair, answer: str) -> list[Prompt]:
+    """The emotional and the neutral prompt of a pair."""
+    return [vlm.prompt(picture, pair.event, answer=answer) for picture in (pair.emotional, pair.neutral)]
+
+
+def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
+    """A row a place, in the order of the table, with columns made of its rows."""
+    rows = {at: columns(some) for at, some in table.groupby(places, sort=False)}
+    codes, levels = zip(*(pd.factorize(pd.Series(level)) for level in zip(*rows, strict=True)), strict=True)
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex(levels, codes, names=places))
+
+
+def _mean(values: pd.Series) -> Interval:
+    """Mean and interval of what is no share, so that no rule of three bounds zeros."""
+    return ratio_interval(values, np.ones(len(values)))
+
+
+def _arrow(road: str) -> str:
+    return road.replace("->", "→")
+
+
+def _ends(intervals: Iterable[Interval]) -> np.ndarray:
+    return np.array([(i.mean, i.low, i.high) for i in intervals]).T
+
+
+def _line(axis: Any, x: Any, intervals: Iterable[Interval], color: str, label: str, style: str = "-") -> None:
+    mean, low, high = _ends(intervals)
+    axis.plot(x, mean, style, color=color, marker="o", markersize=4, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _bars(axis: Any, ticks: list[str], groups: Mapping[str, tuple[str, Iterable[Interval]]]) -> None:
+    wide = 0.8 / len(groups)
+    for k, (label, (color, intervals)) in enumerate(groups.items()):
+        mean, low, high = _ends(intervals)
+        x, errors = np.arange(len(ticks)) + (k - (len(groups) - 1) / 2) * wide, np.maximum(0, (mean - low, high - mean))
+        axis.bar(x, mean, 0.9 * wide, color=color, yerr=errors, ecolor="#23262d", label=label)
+    axis.set_xticks(range(len(ticks)), ticks)
+
+
+def _legend(figure: Figure, axis: Any) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+
+
+def _maps(mean: pd.Series, column: str) -> Figure:
+    """A map of layers and heads for each road, on one scale."""
+    figure, axes = new_figure(1, len(ROADS), width=9.5, height=3.2, squeeze=False)
+    shown = mean["emotional"]
+    for axis, road in zip(axes.flat, ROADS, strict=True):
+        drawn = axis.imshow(shown[road].unstack("head"), cmap="viridis", vmin=0, vmax=shown[list(ROADS)].max(), origin="lower")
+        axis.set(xlabel="head", ylabel="layer", title=_arrow(road))
+    figure.colorbar(drawn, ax=axes, label=f"saliency ({column})")
+    return figure
+
+
+def _single(stage: Any) -> bool:
+    """Whether a stage is a single layer, named by its number."""
+    return isinstance(stage, Integral)
+
+
+def _mark(axis: Any, changes: ChangePoints) -> None:
+    for at, low, high in zip(changes.locations, changes.low, changes.high, strict=True):
+        axis.axvline(at - 0.5, color="#23262d", linestyle=":", linewidth=1.2)
+        axis.axvspan(low - 0.5, high - 0.5, color="#23262d", alpha=0.08, linewidth=0)

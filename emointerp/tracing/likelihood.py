@@ -1,0 +1,45 @@
+"""How likely given answers are under the unedited model: the cost of steering, in words that it would not have said."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from emointerp.errors import InputError
+from emointerp.models import VLM, Prompt
+from emointerp.tracing.branches import Branches, prefix_of
+
+TOKENS = 512  # tokens of one forward, beyond which more of them do not make it quicker
+
+
+def answer_log_probs(vlm: VLM, prompt: Prompt, answers: Sequence[str]) -> list[Tensor]:
+    """Log-probability, in nats, of each token of each answer after a prompt; the end token is not counted.
+
+    The prompt is read once; the answers run behind it as rows of a batch. Raises InputError for an empty answer.
+    """
+    ids = [torch.tensor(_tokens(vlm, prompt, answer), device=vlm.device) for answer in answers]
+    chunk = max(1, TOKENS // max(map(len, ids), default=1))
+    return [row for start in range(0, len(ids), chunk) for row in _some(vlm, prompt, ids[start : start + chunk])]
+
+
+def perplexity(vlm: VLM, prompt: Prompt, answers: Sequence[str]) -> list[float]:
+    """exp of the mean negative log-probability of each answer's tokens; NaN where an answer is empty."""
+    said = [answer for answer in dict.fromkeys(answers) if answer.strip()]
+    log_probs = dict(zip(said, answer_log_probs(vlm, prompt, said), strict=True))
+    return [math.exp(-float(log_probs[a].mean())) if a in log_probs else math.nan for a in answers]
+
+
+def _some(vlm: VLM, prompt: Prompt, ids: list[Tensor]) -> list[Tensor]:
+    branches = Branches(vlm, prefix_of(vlm, prompt), [()] * len(ids), prompt.last, tree=False)
+    log_p = branches.following(pad_sequence(ids, batch_first=True)).float().log_softmax(-1)
+    return [row[: len(own)].gather(-1, own[:, None])[:, 0].cpu() for row, own in zip(log_p, ids, strict=True)]
+
+
+def _tokens(vlm: VLM, prompt: Prompt, answer: str) -> list[int]:
+    text = answer if prompt.rendered[-1].isspace() else f" {answer}"
+    ids = vlm.tokenizer(text, add_special_tokens=False).input_ids
+    if not answer.strip() or not ids:
+        raise InputError(f"The answer {answer!r} is empty; there is nothing to score.")
+    return ids
