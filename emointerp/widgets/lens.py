@@ -8,15 +8,13 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from emointerp.emotions import BASIC
 from emointerp.errors import EmointerpError
 from emointerp.lens import ENTROPY, MASS, LogitLens, logit_lens
 from emointerp.models import VLM
 from emointerp.start_here import EVENT
-from emointerp.widgets.panel import Panel
+from emointerp.widgets.panel import Panel, clear_scenes
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.token_strip import TokenStrip
-from emointerp.world import sample
 
 SHOWN = 4  # likeliest tokens a layer
 
@@ -123,4 +121,4 @@ def _scaled(every: np.ndarray, here: np.ndarray, show: str) -> tuple[np.ndarray,
 
 def lens(vlm: VLM, pictures: Mapping[str, Any] | None = None, event: str = EVENT, answer: str = "I felt") -> LensPanel:
     """A panel to read a model layer by layer; `pictures` maps names to pictures, by default a clear test scene an emotion."""
-    return LensPanel(vlm, pictures or {e: sample("test", 1, seed=4, emotions=(e,))[0].scene for e in BASIC}, event, answer)
+    return LensPanel(vlm, pictures or clear_scenes(), event, answer)

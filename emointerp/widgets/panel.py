@@ -7,8 +7,11 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from emointerp.emotions import BASIC
 from emointerp.errors import EmointerpError
+from emointerp.world import Scene, sample
 
+SEED = 6  # of the pictures that panels start with
 BUSY = '<span style="opacity:.6">reading …</span>'
 
 
@@ -43,6 +46,11 @@ class Panel(widgets.VBox):
         """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""
         bundle = super()._repr_mimebundle_(**options)
         return bundle and {**bundle, "text/html": self.view.value}
+
+
+def clear_scenes() -> dict[str, Scene]:
+    """A clear test scene for each emotion: what panels show unless pictures are given."""
+    return {e: sample("test", 1, SEED, emotions=(e,))[0].scene for e in BASIC}
 
 
 def _hashable(value: Any) -> Any:

@@ -10,8 +10,8 @@ from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.models import VLM
 from emointerp.start_here import EVENT, TWIN, read
-from emointerp.widgets.panel import Panel
-from emointerp.world import Scene, loaded_events, sample
+from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.world import Scene, loaded_events
 from emointerp.world.scene import with_intensity
 
 EVENTS = (EVENT, *(loaded_events(emotion, "test")[0] for emotion in BASIC))
@@ -34,7 +34,7 @@ def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
 
     Moving `intensity` fades the expression. An uploaded picture takes the place of the chosen one until another is chosen.
     """
-    scenes = scenes or {e: sample("test", 1, seed=4, emotions=(e,))[0].scene for e in BASIC}
+    scenes = scenes or clear_scenes()
     controls: dict[str, widgets.Widget] = {
         "emotion": widgets.Dropdown(options=list(scenes), value=next(iter(scenes)), description="picture"),
         "intensity": widgets.FloatSlider(value=0.9, min=0, max=1, step=0.05, continuous_update=False, description="intensity"),

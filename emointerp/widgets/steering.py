@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emointerp.directions import Directions, last_residuals
-from emointerp.emotions import BASIC, emotion_of, extract, named, score
+from emointerp.emotions import emotion_of, extract, named, score
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.markup import data_uri, marked, thumbnail
@@ -24,9 +24,8 @@ from emointerp.plots import COLORS
 from emointerp.start_here import EVENT
 from emointerp.steering import MAX_COST
 from emointerp.tracing import perplexity, sweep
-from emointerp.widgets.panel import Panel
+from emointerp.widgets.panel import Panel, clear_scenes
 from emointerp.widgets.start_here import EVENTS
-from emointerp.world import sample
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NONE = "none"
@@ -281,5 +280,5 @@ def steering(
 
 
 def _pictures() -> dict[str, Any]:
-    scenes = {e: sample("test", 1, seed=4, emotions=(e,))[0].scene for e in BASIC}
-    return {f"neutral twin of {e}": scene.neutral() for e, scene in scenes.items()} | dict(scenes)
+    scenes = clear_scenes()
+    return {f"neutral twin of {e}": scene.neutral() for e, scene in scenes.items()} | scenes
