@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from emointerp.directions import Differences, Directions, last_residuals
-from emointerp.emotions import score
+from emointerp.emotions import emotion_of, score
 from emointerp.emotions.tokens import words_of as words_in
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError
@@ -351,7 +351,9 @@ def _with_scores(table: pd.DataFrame, wheels: WheelsLike, max_cost: float) -> pd
         asked = table[[f"story{end}", "towards"]].set_axis(["story", "towards"], axis=1)
         each = asked.drop_duplicates().reset_index(drop=True)
         scores = each.join(score(each.story, each.towards, wheels)[["hit", "exact", "named", "n_words"]])
-        scores["others"] = [float(bool(set(n) - {t})) for n, t in zip(scores.named, scores.towards, strict=True)]
+        scores["others"] = [
+            float(bool(set(n) - {emotion_of(t, wheels)})) for n, t in zip(scores.named, scores.towards, strict=True)
+        ]
         kept = ["hit", "exact", "others", *(["named", "n_words"] if not end else [])]
         found = asked.merge(scores, on=["story", "towards"], how="left")[kept].set_index(table.index)
         found["clean"] = found.exact * (table[f"perplexity{end}"] <= max_cost * table.perplexity_goal)

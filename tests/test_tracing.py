@@ -305,8 +305,10 @@ def test_metrics_of_the_residual_stream(family):
 
 
 @families
-def test_branches_that_end_at_different_steps(family):
+@pytest.mark.parametrize("ended", [0, 1])
+def test_branches_that_end_at_different_steps(family, ended, monkeypatch):
     """Three end tokens, so that branches end early, one by one; a repetition penalty; a processor that forbids a token."""
+    monkeypatch.setattr("emointerp.tracing.branches.ENDED", ended)  # the keys of those that ended go at once, or never
     vlm = vlm_of(family)
     prompt, config = prompt_of(vlm), vlm.model.generation_config
     lists = [[AddVector(1, random(vlm.anatomy.d_model, seed=i), 2.0, ("last", "answer"))] for i in range(12)]

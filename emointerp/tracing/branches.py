@@ -24,12 +24,13 @@ from transformers import DynamicCache
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.tracing.edits import Edit, ScaleAttention
-from emointerp.tracing.interleave import Visit, check_maskable, traced
+from emointerp.tracing.interleave import Visit, check_maskable, traced, writing
 from emointerp.tracing.metrics import Metric
 from emointerp.tracing.plan import Layout, Plan, Rows, Tree, plan_answer, plan_prompt
 
 KEPT = 4  # prompts whose prefix stays in memory,
 KEPT_BYTES = 2**30  # as long as their keys and values take no more than this
+ENDED = 0.1  # share of a tree's keys that belong to branches that ended, from which they are dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,7 @@ class Branches:
             if len(going) < len(alive) or plan is None:
                 alive = [alive[k] for k in going]
                 plan = plan_answer(self.edit_lists, [self.prefix.prompt], self.layout, alive, self.vlm.device)
-                self._drop(going)
+                self._drop(going, alive, bool(plan.attention))
             ids = torch.cat([ids, chosen[:, None]], 1)[going]
             logits = self._logits(self._run(Visit(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
         return found
@@ -215,6 +216,10 @@ class Branches:
     def _run(self, visit: Visit, plan: Plan, inputs: dict[str, Any], until: int | None = None) -> Tensor | None:
         """The language model on the branches' tokens; its last hidden state [tokens of all branches, d_model], or None if it
         has to go only `until` a layer."""
+        if until is None and not visit.wanted:  # nothing to collect, so plain hooks do, which are quicker than a trace
+            with writing(self.vlm, plan):
+                language = part(self.vlm.model, self.vlm.anatomy.family.language)
+                return language(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state.flatten(0, 1)
         language, hidden = part(traced(self.vlm), self.vlm.anatomy.family.language), None
         with language.trace(**inputs, past_key_values=self.cache, use_cache=True) as tracer:
             visit(plan)
@@ -265,10 +270,13 @@ class Branches:
         dtype, device = self.prefix.embeds.dtype, self.vlm.device
         return torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, -torch.inf)[None, None].to(device)
 
-    def _drop(self, going: Sequence[int]) -> None:
-        """Branches that ended leave a batch; in a tree their keys stay, unseen."""
+    def _drop(self, going: Sequence[int], alive: Sequence[int], counted: bool) -> None:
+        """Branches that ended leave a batch. In a tree their keys go once they are many, unless edits count keys."""
         if not self.tree:
             self.cache.batch_select_indices(torch.tensor(going))
+        elif not counted and (kept := self._seen.drop(alive)) is not None:
+            for layer in self.cache.layers:
+                layer.keys, layer.values = (t[:, :, kept.to(t.device)] for t in (layer.keys, layer.values))
 
 
 class _Seen:
@@ -278,6 +286,7 @@ class _Seen:
         self.blocks, self.start, self.branches, self.tree = prefix.blocks, start, branches if tree else 1, tree
         self.position = torch.arange(start)
         self.branch, self.end = torch.full((start,), -1), len(prefix.prompt)
+        self.pieces = bool((self.blocks >= 0).any())
 
     def own(self, length: int) -> tuple[Tensor, Tensor]:
         """For the branches' own tokens of the prompt: what may be seen, and how far back it lies; [queries, keys] each."""
@@ -291,6 +300,14 @@ class _Seen:
         self.end += 1
         return self._add(torch.full((len(branch),), self.end - 1), branch)
 
+    def drop(self, alive: Sequence[int]) -> Tensor | None:
+        """Forget the keys of branches that ended, if their share is `ENDED` or more; which keys are kept, or None: all."""
+        kept = ((self.branch < 0) | torch.isin(self.branch, torch.tensor(alive))).nonzero()[:, 0]
+        if len(kept) > (1 - ENDED) * len(self.branch):
+            return None
+        self.position, self.branch = self.position[kept], self.branch[kept]
+        return kept
+
     def _add(self, position: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         self.position, self.branch = torch.cat([self.position, position]), torch.cat([self.branch, branch])
         distance = position[:, None] - self.position
@@ -298,6 +315,8 @@ class _Seen:
         return ((distance >= 0) | self._same_image(position)) & mine, distance
 
     def _same_image(self, position: Tensor) -> Tensor:
+        if not self.pieces:
+            return torch.tensor(False)
         blocks = torch.cat([self.blocks, torch.full((self.end,), -1)])
         queries, keys = (blocks[p] for p in (position, self.position))
         return (queries[:, None] == keys) & (queries[:, None] >= 0)

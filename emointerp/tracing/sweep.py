@@ -141,9 +141,9 @@ def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int
 class _Size:
     """How branches of `length` tokens behind a prefix of `start` are laid out, and how many fit into one forward.
 
-    In a tree, attention passes over the tokens of all branches. One that grows by `new` tokens a branch ends at 4 d_model +
-    3 d_mlp tokens: there, attention has cost as much as the weights (in a layer 4 d_model operations a token that is passed over,
-    half of the last number on average, against 2 (4 d_model² + 3 d_model d_mlp)).
+    In a tree, attention passes over the tokens of all branches: in a layer 4 d_model operations for each token passed over, against
+    2 (4 d_model² + 3 d_model d_mlp) for the weights. One that grew by `new` tokens a branch would end at three times 4 d_model +
+    3 d_mlp tokens; but most answers end sooner, and their keys go, so that attention costs about as much as the weights.
     """
 
     vlm: VLM
@@ -162,7 +162,7 @@ class _Size:
         a: Anatomy = self.vlm.anatomy
         most = TOKENS // self.length
         if self.tree and self.new:
-            most = min(most, (4 * a.d_model + 3 * a.d_mlp) // (self.length + self.new))
+            most = min(most, 3 * (4 * a.d_model + 3 * a.d_mlp) // (self.length + self.new))
         while most > 1 and self.bytes(most) > budget:
             most = most * 3 // 4
         return math.ceil(n / math.ceil(n / max(1, most)))
