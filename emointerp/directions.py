@@ -82,6 +82,16 @@ class Directions:
         factors = factors if by_layer else factors[..., None]
         return replace(self, vectors=self.vectors * factors, about={**self.about, "scaled": factors.flatten().tolist()})
 
+    def matched(self, other: "Directions") -> "Directions":
+        """These directions with the lengths of others, emotion by emotion and layer by layer: controls must push as hard."""
+        if self.emotions != other.emotions or self.n_layers != other.n_layers:
+            raise InputError(
+                f"Directions of {', '.join(self.emotions)} in {self.n_layers} layers cannot have the lengths of those of "
+                f"{', '.join(other.emotions)} in {other.n_layers}."
+            )
+        lengths = other.vectors.norm(dim=-1, keepdim=True)
+        return replace(self, vectors=normalize(self.vectors, dim=-1) * lengths, about={**self.about, "matched": True})
+
     def random(self, seed: int = 0, like: Float[Tensor, "sample layer d_model"] | None = None) -> "Directions":
         """Random directions of the same norms, one an emotion and layer: the first control.
 
@@ -184,9 +194,10 @@ class Differences:
         return Directions(tuple(rows), means, tuple(map(len, rows.values())), {**self.about, **about})
 
 
-def last_residuals(vlm: VLM, prompts: Sequence[Prompt]) -> Tensor:
-    """The residual stream of prompts at their last token, float32 on the CPU: [prompt, layer, d_model]."""
-    acts = collect(vlm, prompts, ["residual"], positions="last")
+def last_residuals(vlm: VLM, prompts: Sequence[Prompt], batch: int = 32) -> Tensor:
+    """The residual stream of prompts at their last token, `batch` of them a forward: [prompt, layer, d_model], float32, CPU."""
+    starts = range(0, len(prompts), batch)
+    acts = [a for i in starts for a in collect(vlm, prompts[i : i + batch], ["residual"], positions="last")]
     return torch.stack([a.residual[:, 0].float().cpu() for a in acts])
 
 

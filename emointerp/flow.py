@@ -234,7 +234,7 @@ def knockouts(
         raise InputError(f"The window is {width} layers wide; this model has {n}, so expected 1 to {n}.")
     frames = []
     for i, pair in enumerate(tqdm(pairs, desc="knock-outs", disable=not progress)):
-        prompt = vlm.prompt(pair.emotional, pair.event, answer=measure.answer)
+        prompt = vlm.prompt(*pair.plus, answer=measure.answer)
         cuts = _cuts(prompt, n, width, np.random.default_rng([seed, i]))
         own, found = measure(prompt, cuts, pair.emotion, ["road", "start", "cut"])
         frames.append(found.unstack("cut").reset_index().assign(baseline=own, pair=i, emotion=pair.emotion))
@@ -459,7 +459,7 @@ def _check_number(pairs: Sequence[Pair]) -> None:
 
 def _prompts(vlm: VLM, pair: Pair, answer: str) -> list[Prompt]:
     """The emotional and the neutral prompt of a pair."""
-    return [vlm.prompt(picture, pair.event, answer=answer) for picture in (pair.emotional, pair.neutral)]
+    return [vlm.prompt(*side, answer=answer) for side in (pair.plus, pair.minus)]
 
 
 def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:

@@ -352,7 +352,7 @@ def _look(pair: Pair, wheels: Sequence[Wheel]) -> _Look:
     images, unreadable = _opened(pair)
     if unreadable:
         return _Look(events, unreadable + found)
-    prints = [_fingerprint(image) for image in images]
+    prints = [fingerprint(image) for image in images]
     roles = events | {prints[1]: "neutral picture"} | {prints[0]: "emotional picture"}
     if prints[0] == prints[1] and len(events) == 1:
         found.insert(0, "the two sides are equal")
@@ -376,7 +376,7 @@ def _opened(pair: Pair) -> tuple[list[Image.Image], list[str]]:
     return images, found
 
 
-def _fingerprint(image: Image.Image) -> str:
+def fingerprint(image: Image.Image) -> str:
     return hashlib.blake2b(image.tobytes() + str(image.size).encode(), digest_size=16).hexdigest()
 
 

@@ -24,10 +24,11 @@ class Interval:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n})"
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0, signed: bool = False) -> Interval:
     """Mean of `values` with its percentile bootstrap interval at `level`.
 
     Where all values are 0 or all are 1, resampling says nothing; then the rule of three bounds the share of what was not seen.
+    `signed` values, such as gains from -1 to 1, may lie on both sides of what was seen.
 
     >>> print(mean_interval([1.0] * 60))
     1.00 [0.95, 1.00] (n = 60)
@@ -38,7 +39,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000,
     mean = float(data.mean())
     if np.ptp(data) == 0:
         unseen = min(1.0, 3 / data.size)
-        return Interval(mean, mean - unseen * (mean == 1), mean + unseen * (mean == 0), data.size)
+        return Interval(mean, mean - unseen * (signed or mean == 1), mean + unseen * (signed or mean == 0), data.size)
     result = bootstrap(
         (data,),
         np.mean,
@@ -159,10 +160,11 @@ def with_controls(effect: ArrayLike, controls: Mapping[str, ArrayLike], flips: i
     drawn = {name: np.atleast_2d(np.asarray(values, float)) for name, values in controls.items()}
     if wrong := [f"{name} {list(np.shape(controls[name]))}" for name, values in drawn.items() if values.shape[1:] != x.shape]:
         raise InputError(f"The effect has shape {list(x.shape)}; controls with other pairs: {', '.join(wrong)}.")
-    rows = [{"what": "effect", "value": mean_interval(x)}]
+    rows = [{"what": "effect", "value": mean_interval(x, signed=True)}]
     for name, values in drawn.items():
         less = x - values.mean(0)
-        row = {"what": name, "value": mean_interval(values.mean(0)), "draws": len(values), "less": mean_interval(less)}
+        means = [mean_interval(some, signed=True) for some in (values.mean(0), less)]
+        row = {"what": name, "value": means[0], "draws": len(values), "less": means[1]}
         row["p"] = sign_flips(less, flips, "greater", seed).p[0]
         row["p_draws"] = against_random(x.mean(), values.mean(1)) if len(values) > 1 else np.nan
         rows.append(row)

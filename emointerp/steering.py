@@ -35,7 +35,7 @@ from emointerp.models import VLM, Prompt, to_image
 from emointerp.pairs import Pair
 from emointerp.plots import COLORS, new_figure
 from emointerp.start_here import tell_all
-from emointerp.statistics import mean_interval, ratio_interval, with_controls
+from emointerp.statistics import Interval, mean_interval, ratio_interval, with_controls
 from emointerp.tracing import perplexity, sweep
 from emointerp.tracing.edits import FROM_LAST, Positions
 from emointerp.tracing.verbs import checked_layers
@@ -118,18 +118,22 @@ class Steering:
         return rows
 
     def effect(self, measure: str = "hit") -> pd.DataFrame:
-        """`C` and the `plain` difference with intervals over pairs, draws averaged first: a row a direction, layer and alpha."""
+        """`C` and the `plain` difference with intervals over pairs, draws averaged first: a row a direction, layer and alpha.
+
+        `C` is over the pairs pushed towards their own emotion, the only ones with a gap to close; NaN where there are none.
+        """
         _check_measure(measure)
         keys = ["direction", "layer", "alpha"]
-        columns = {name: self.table[name] for name in ("pair", *keys)}
-        gained = self.table[measure] - self.table[f"{measure}_before"]
-        gap = self.table[f"{measure}_goal"] - self.table[f"{measure}_before"]
-        pairs = pd.DataFrame({**columns, "gained": gained, "gap": gap}).groupby([*keys, "pair"], sort=False).mean()
-        rows = {
-            key: {"C": ratio_interval(some.gained, some.gap), "plain": mean_interval(some.gained)}
-            for key, some in pairs.groupby(level=keys, sort=False)
-        }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(keys)
+        ends = self.table[["pair", *keys]].assign(
+            gained=self.table[measure] - self.table[f"{measure}_before"],
+            gap=self.table[f"{measure}_goal"] - self.table[f"{measure}_before"],
+        )
+        plain, own = (some.groupby([*keys, "pair"], sort=False).mean() for some in (ends, ends.dropna()))
+        rows = {key: {"plain": mean_interval(some.gained, signed=True)} for key, some in plain.groupby(level=keys, sort=False)}
+        for key, some in own.groupby(level=keys, sort=False):
+            rows[key]["C"] = _share_of_gap(some.gained, some.gap)
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(keys)
+        return frame.reindex(columns=["C", "plain"])
 
     def rates(self) -> pd.DataFrame:
         """What the stories name and what it cost: a row a direction, emotion pushed towards, layer and alpha.
@@ -155,16 +159,19 @@ class Steering:
         return groups.agg(lambda values: mean_interval(values)).join(self.rates()[["perplexity_ratio", "goal_ratio"]])
 
     def emotional_layer(self, measure: str = "clean", resamples: int = 2000, seed: int = 0) -> pd.Series:
-        """How often each layer has the largest effect C of S, mean over the alphas, when pairs are drawn anew: its share.
+        """How often each layer has the largest effect C of S, each at its best alpha, when pairs are drawn anew: its share.
 
-        `.idxmax()` is l_emo. The gap is the same in all layers, so the largest gain has the largest C.
+        `.idxmax()` is l_emo. The gap is the same in all layers, so the largest gain has the largest C. Give alphas closely enough
+        that no layer's window falls between two of them.
         """
         _check_measure(measure)
         rows = self.at(S).assign(gained=lambda t: t[measure] - t[f"{measure}_before"])
-        gained = rows.pivot_table("gained", "pair", "layer")
+        gained = rows.pivot_table("gained", "pair", ["layer", "alpha"])
         drawn = np.random.default_rng(seed).integers(len(gained), size=(resamples, len(gained)))
-        best = gained.to_numpy()[drawn].mean(1).argmax(1)
-        return pd.Series(np.bincount(best, minlength=gained.shape[1]) / resamples, index=gained.columns, name="share")
+        means = pd.DataFrame(np.stack([gained.to_numpy()[some].mean(0) for some in drawn]), columns=gained.columns)
+        best = means.T.groupby(level="layer").max().idxmax()
+        layers = gained.columns.get_level_values("layer").unique()
+        return best.value_counts(normalize=True).reindex(layers, fill_value=0.0).rename("share")
 
     def choose(self, layer: SupportsIndex, max_others: float = 0.2) -> "Choice":
         """The strength for each emotion at a layer: the alpha with the largest share of clean stories, the smaller of equal ones.
@@ -172,6 +179,7 @@ class Steering:
         The limits on its cost are `max_cost` of `steer`, which says what is clean, and `max_others`, the share of stories that may
         name another emotion. Where no alpha keeps them, alpha is 0: no push. Choose on one split, report on another.
         """
+        self.at(S, layer)
         rates = self.rates().xs(S).xs(layer, level="layer").reset_index()
         allowed = rates[(rates.others <= max_others) & (rates.clean > 0)]
         best = (
@@ -184,8 +192,8 @@ class Steering:
         rows = self.at(direction, layer, alpha)
         says = {label: rows.named.map(lambda named, label=label: label in named) for label in self.labels}
         says[NOTHING] = rows.named.map(len) == 0
-        order = [label for label in self.labels if label in set(rows.towards)]
-        return pd.DataFrame(says).astype(float).groupby(rows.towards).mean().reindex(order)
+        order = dict.fromkeys(label for label in (*self.labels, *rows.towards) if label in set(rows.towards))
+        return pd.DataFrame(says).astype(float).groupby(rows.towards).mean().reindex(list(order))
 
     def controlled(self, layer: SupportsIndex, alpha: float, measure: str = "clean") -> pd.DataFrame:
         """The gain under S beside that under every other direction of this run: `statistics.with_controls`."""
@@ -199,8 +207,8 @@ class Steering:
         return rows.pivot_table("gained", "draw", "pair").to_numpy()
 
     def best_alphas(self, measure: str = "clean") -> dict[int, float]:
-        """For each layer the alpha under which S gains most, by measure; choose on one split, report on another."""
-        plain = self.effect(measure).xs(S).plain.map(lambda i: i.mean).unstack()
+        """For each layer the alpha under which S gains most, the largest of equal ones; choose on one split, report on another."""
+        plain = self.effect(measure).xs(S).plain.map(lambda i: i.mean).unstack().sort_index(axis=1, ascending=False)
         return {int(layer): float(alpha) for layer, alpha in plain.idxmax(axis=1).items()}
 
     def plot(self, measure: str = "clean", alphas: Mapping[int, float] | None = None) -> Figure:
@@ -222,6 +230,7 @@ class Steering:
 
     def plot_doses(self, layer: SupportsIndex) -> Figure:
         """Share of clean stories of each emotion against alpha, and what it costs: other emotions named, perplexity ratio."""
+        self.at(S, layer)
         figure, axes = new_figure(1, 3, width=11, height=3.4)
         rates = self.rates().xs(S).xs(layer, level="layer")
         titles = ("Clean: names it alone, and is fluent", "Names another emotion", "Perplexity, times the unpushed story's")
@@ -303,6 +312,8 @@ def steer(
     if S not in given:
         raise InputError(f"Among the directions {', '.join(map(repr, given))} is no 'S'; call the one that is tested so.")
     layers, listed = checked_layers(vlm, layers), [OWN] if towards is None else list(towards)
+    if towards is not None:
+        score([""] * len(listed), listed, wheels)  # refuses, before anything is generated, what no wheel knows
     prompts = [vlm.prompt(*pair.minus) for pair in pairs]
 
     def edits(i: int) -> dict:
@@ -362,6 +373,15 @@ def _with_scores(table: pd.DataFrame, wheels: WheelsLike, max_cost: float) -> pd
     table[goal] = table[goal].where(table.towards == table.emotion, axis=0)
     length = {story: _length(story) for story in table.story.unique()}
     return table.assign(words=[length[s][0] for s in table.story], repetition=[length[s][1] for s in table.story])
+
+
+def _share_of_gap(gained: pd.Series, gap: pd.Series) -> Interval:
+    """C with its interval; where all pairs gain alike, so that resampling cannot judge, by the rule of three."""
+    found = ratio_interval(gained, gap)
+    if np.ptp(gained) > 0 or not gap.mean():
+        return found
+    unseen = abs(min(1.0, 3 / len(gained)) / gap.mean())
+    return Interval(found.mean, found.mean - unseen, found.mean + unseen, found.n)
 
 
 def _length(story: str) -> tuple[int, float]:

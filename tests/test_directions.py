@@ -50,6 +50,14 @@ def test_centred_sharpened_and_scaled(directions):
         directions.scaled({"joy": 1.0})
 
 
+def test_matched_directions_have_the_others_lengths(directions):
+    other = Directions(directions.emotions, 3 * VECTORS.flip(-1), (1, 1, 1))
+    matched = other.matched(directions)
+    torch.testing.assert_close(matched.vectors, VECTORS.flip(-1))  # three times as long, and as long as before
+    with pytest.raises(InputError, match="Directions of anger, fear, joy in 4 layers cannot have the lengths of those of joy in 4"):
+        directions.matched(Directions(("joy",), VECTORS[:1], (1,)))
+
+
 def test_random_directions_keep_norms_and_differ_by_seed(directions):
     one, again, other = directions.random(3), directions.random(3), directions.random(4)
     torch.testing.assert_close(one.vectors.norm(dim=-1), VECTORS.norm(dim=-1))

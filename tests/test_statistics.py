@@ -27,6 +27,11 @@ def test_interval_of_a_share_is_the_binomial_one():
     assert interval.high == pytest.approx(0.75 + half, abs=0.01)
 
 
+def test_gains_of_zero_may_be_losses_too():
+    interval = mean_interval([0.0] * 30, signed=True)
+    assert (interval.low, interval.mean, interval.high) == pytest.approx((-0.1, 0, 0.1))
+
+
 def test_interval_covers_the_truth_as_often_as_it_says():
     """Of 200 samples of 80 draws with a known mean of 0.3, about 95% of intervals hold it (binomial, four standard errors)."""
     rng = np.random.default_rng(0)

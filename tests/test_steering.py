@@ -115,6 +115,10 @@ def test_towards_each_emotion():
     matrix = steering.matrix()
     assert matrix.index.tolist() == ["anger", "joy"] and matrix.columns[-1] == "nothing"
     assert len(steering.plot_matrix().axes) == 1
+    rows = steering.table[own]
+    gap = (rows.exact_goal - rows.exact_before).mean()
+    c = steering.effect("exact").C["S", 3, 1.0]  # of the pairs that have a gap, not of all
+    assert c.n == own.sum() and (np.isnan(c.mean) or c.mean == pytest.approx((rows.exact - rows.exact_before).mean() / gap))
 
 
 def test_the_lens_of_a_direction():
@@ -148,7 +152,7 @@ def test_the_unmodified_pass_reads_held_out_pictures():
         cosines = {e: float(torch.cosine_similarity(away[i], centred[e, layer], 0)) for e in centred.emotions}
         row = read.table[(read.table.pair == i) & (read.table.layer == layer)].iloc[0]
         assert row.nearest == float(max(cosines, key=cosines.get) == pair.emotion)
-    with pytest.raises(InputError, match="events stand in both sets"):
+    with pytest.raises(InputError, match="48 emotional pictures stand in both sets"):
         unmodified_pass(model, found.directions(), fit, fit)
 
 
@@ -174,6 +178,10 @@ def test_effect_is_the_share_of_the_gap():
     assert effect.C["random", 0, 1.0].mean == pytest.approx((0.5 / 4) / (3 / 4))  # mean over two draws
     assert steering.emotional_layer().idxmax() == 1 and steering.emotional_layer().sum() == pytest.approx(1)
     assert steering.best_alphas() == {0: 1.0, 1: 1.0}
+    nothing = made_up({("S", 0, 0, a): [0, 0, 0, 0] for a in (1.0, 2.0)})
+    assert nothing.best_alphas() == {0: 2.0}  # no strength is too much where none does anything
+    c = nothing.effect("clean").C["S", 0, 1.0]
+    assert (c.low, c.mean, c.high) == pytest.approx((-1, 0, 1))  # of four pairs, three quarters may be unseen; the gap is as large
     assert steering.controlled(1, 1.0).less["random"].mean == pytest.approx(0.75)
     rates = steering.rates().loc["S", "joy", 0, 1.0]
     assert (rates.clean, rates.perplexity_ratio, rates.goal_ratio) == (0.5, 1.0, 2.0)
@@ -219,6 +227,10 @@ def test_bad_input_is_said_in_words():
         steer(model, pairs, S, layers=9)
     with pytest.raises(InputError, match="There is no direction of 'rage'"):
         steer(model, pairs, S, towards=["rage"], progress=False)
+    with pytest.raises(InputError, match="unknown emotion 'pooled'"):
+        steer(model, pairs, S, towards=["pooled"], progress=False)
+    with pytest.raises(InputError, match="Nothing was steered with 'S', layer 5"):
+        made_up({("S", 0, 0, 1.0): [1, 0, 0, 0]}).choose(5)
     with pytest.raises(InputError, match="'loud' is no measure; expected one of hit, exact, clean, others"):
         made_up({("S", 0, 0, 1.0): [1, 0, 0, 0]}).effect("loud")
     with pytest.raises(InputError, match="Nothing was steered with 'T', layer 0"):

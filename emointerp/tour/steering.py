@@ -113,11 +113,11 @@ def _steered(
 
 
 def _tested(vlm: VLM, found: Differences, chosen: Directions, layer: int, towards: Sequence[str]) -> _Tested:
-    alphas, tau = dict(zip(chosen.emotions, chosen.about["scaled"], strict=True)), chosen.about["tau"]
+    tau = chosen.about["tau"]
     draws = {
         "random": [chosen.random(i) for i in range(DRAWS)],
         "covariance-matched": [chosen.random(i, like=found.vectors) for i in range(DRAWS)],
-        "shuffled labels": [found.shuffled(tau, i).sharpened(SHARPENED).scaled(alphas) for i in range(DRAWS)],
+        "shuffled labels": [found.shuffled(tau, i).sharpened(SHARPENED).matched(chosen) for i in range(DRAWS)],
     }
     own = _steered(vlm, "test", {S: chosen, **draws}, [layer])
     return _Tested(layer, own, _steered(vlm, "test", chosen, [layer], towards=towards))
