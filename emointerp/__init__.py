@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emointerp import (
+        circuit,
         directions,
         emotions,
         exercises,
+        faithfulness,
         flow,
+        heads,
         lens,
         models,
+        neurons,
         pairs,
         plots,
         probes,
+        sources,
         start_here,
         statistics,
         steering,
@@ -31,10 +36,13 @@ if TYPE_CHECKING:
         widgets,
         world,
     )
+    from emointerp.circuit import Circuit
     from emointerp.directions import Directions
     from emointerp.flow import information_flow, knockouts, patching
+    from emointerp.heads import attribution_map, check_heads, head_map, specificity
     from emointerp.lens import logit_lens
     from emointerp.models import activation_cache, bridge, load
+    from emointerp.neurons import neuron_scores, state_neurons, trigger_neurons
     from emointerp.pairs import Pair, read_pairs, world_pairs
     from emointerp.probes import unmodified_pass
     from emointerp.start_here import see_or_guess, tell
@@ -63,10 +71,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FACES = {
+    "circuit": "Circuit",
     "directions": "Directions",
     "flow": "information_flow knockouts patching",
+    "heads": "attribution_map check_heads head_map specificity",
     "lens": "logit_lens",
     "models": "activation_cache bridge load",
+    "neurons": "neuron_scores state_neurons trigger_neurons",
     "pairs": "Pair read_pairs world_pairs",
     "probes": "unmodified_pass",
     "start_here": "see_or_guess tell",
@@ -77,12 +88,14 @@ _FACES = {
 _FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for name in names.split()}
 
 __all__ = [
-    "AddVector", "Directions", "Metric", "Pair", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons", "SetResidual",
-    "__version__", "activation_cache", "block_attention", "bridge", "collect", "directions", "emotions", "exercises", "flow",
-    "generate", "information_flow", "knockouts", "lens", "load", "load_edits", "logit_lens", "mean_ablation", "models", "pairs",
-    "patch", "patching", "plots", "probes", "read_pairs", "resample_ablation", "run", "save_edits", "see_or_guess",
-    "semantic_projection", "start_here", "statistics", "steer", "steering", "steering_vectors", "sweep", "tell", "tour",
-    "tracing", "training", "unmodified_pass", "verify", "widgets", "world", "world_pairs",
+    "AddVector", "Circuit", "Directions", "Metric", "Pair", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons",
+    "SetResidual", "__version__", "activation_cache", "attribution_map", "block_attention", "bridge", "check_heads", "circuit",
+    "collect", "directions", "emotions", "exercises", "faithfulness", "flow", "generate", "head_map", "heads",
+    "information_flow", "knockouts", "lens", "load", "load_edits", "logit_lens", "mean_ablation", "models", "neuron_scores",
+    "neurons", "pairs", "patch", "patching", "plots", "probes", "read_pairs", "resample_ablation", "run", "save_edits",
+    "see_or_guess", "semantic_projection", "sources", "specificity", "start_here", "state_neurons", "statistics", "steer",
+    "steering", "steering_vectors", "sweep", "tell", "tour", "tracing", "training", "trigger_neurons", "unmodified_pass",
+    "verify", "widgets", "world", "world_pairs",
 ]  # fmt: skip
 
 

@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 
 from emointerp.emotions import hit_rate
 from emointerp.errors import InputError
-from emointerp.lens import emotion_tokens
+from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair
+from emointerp.pairs import Pair, check_aligned, check_number, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips
 from emointerp.tracing import Activations, Metric, block_attention, collect, patch, sweep
@@ -37,9 +37,8 @@ from emointerp.tracing.edits import Edit
 from emointerp.tracing.metrics import as_metric
 from emointerp.tracing.verbs import checked_layers
 
-Words = Mapping[str, Iterable[str]] | None
 Measured = str | Metric | Callable[[Tensor], Tensor]
-MASSES, HITS = ("log mass", "mass"), "hit rate"
+HITS = "hit rate"
 PICTURES = ("emotional", "neutral")
 ROADS, REST, BOTH = ("V->Q", "V->L", "Q->L"), "text->text", "V->Q+L"
 SPANS = {"V": "visual", "Q": "query", "L": "last"}
@@ -47,19 +46,6 @@ DIRECTIONS = {"denoising": "emotional into neutral", "noising": "neutral into em
 COLORS = {"V->Q": "#0072B2", "V->L": "#D55E00", "Q->L": "#009E73", BOTH: "#CC79A7", REST: "#8A8F98"}
 FAINT, XLABELS = "#c9ccd1", ("stage and its layers", "patched after layer")
 COLORS |= {"V": "#0072B2", "Q": "#009E73", "L": "#D55E00"}
-
-
-def emotion_metrics(vlm: VLM, words: Words = None, log: bool = True) -> dict[str, Metric]:
-    """For each emotion the summed probability of its words at the last token (`emotion_tokens`), or its logarithm in nats."""
-
-    def metric(emotion: str, ids: list[int]) -> Metric:
-        def mass(logits: Tensor) -> Tensor:
-            found = logits.log_softmax(-1)[:, ids].logsumexp(-1)
-            return found if log else found.exp()
-
-        return Metric(mass, name=f"{'log ' * log}p({emotion})")
-
-    return {emotion: metric(emotion, some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion")}
 
 
 def saliency(acts: Activations, heads: bool = False) -> Float[Tensor, "layer *head token key"]:
@@ -136,7 +122,7 @@ def information_flow(
     """
     metrics, frames = _metrics(vlm, pairs, metric, words), []
     for i, pair in enumerate(tqdm(pairs, desc="flow", disable=not progress)):
-        prompts = _prompts(vlm, pair, answer)
+        prompts = twin_prompts(vlm, pair, answer)
         acts = collect(vlm, prompts, ["attention"], positions=("query", "last"), wrt=metrics[pair.emotion])
         for picture, prompt, one in zip(PICTURES, prompts, acts, strict=True):
             frames.append(_flows(prompt, saliency(one, heads)).assign(pair=i, emotion=pair.emotion, picture=picture))
@@ -354,8 +340,8 @@ def patching(
     measure = _Measure.of(vlm, pairs, metric, words, answer, max_new_tokens)
     stages = thirds(vlm) | {i: (i,) for i in range(vlm.anatomy.n_layers)} if stages is None else stages
     layers = {stage: checked_layers(vlm, some) for stage, some in stages.items()}
-    frames, both = [], [_prompts(vlm, pair, measure.answer) for pair in pairs]
-    _check_aligned(vlm, pairs, both)
+    frames, both = [], [twin_prompts(vlm, pair, measure.answer) for pair in pairs]
+    check_aligned(vlm, pairs, both)
     for i, (pair, prompts) in enumerate(zip(tqdm(pairs, desc="patching", disable=not progress), both, strict=True)):
         found = [
             measure(receiver, _patches(donor, receiver, spans, layers), pair.emotion, ["span", "stage"])
@@ -384,25 +370,6 @@ def _patches(donor: Activations, receiver: Prompt, spans: Mapping[str, Any], sta
     }
 
 
-def _check_aligned(vlm: VLM, pairs: Sequence[Pair], both: Sequence[list[Prompt]]) -> None:
-    def said(prompt: Prompt) -> str:
-        return f"{len(prompt)} tokens, picture {' x '.join(map(str, prompt.image.size))}"
-
-    apart = [
-        f"{pair.name or i} ({said(a)}; {said(b)})"
-        for i, (pair, (a, b)) in enumerate(zip(pairs, both, strict=True))
-        if len(a) != len(b) or a.visual != b.visual or not np.allclose(*(_where(vlm, p) for p in (a, b)), atol=0.02, equal_nan=True)
-    ]
-    if apart:
-        same = "Patching needs token i of one prompt to stand for token i of the other: bring a pair's pictures to one size."
-        raise InputError(f"The two prompts of these pairs differ in their tokens: {', '.join(apart)}. {same}")
-
-
-def _where(vlm: VLM, prompt: Prompt) -> np.ndarray:
-    """Where visual tokens look, as parts of the picture's width and height."""
-    return vlm.boxes(prompt) / np.tile(prompt.image.size, 2)
-
-
 @dataclass(frozen=True)
 class _Measure:
     """What is read of a run: a metric, one for each emotion, or, without metrics, the hit rate of the story that follows."""
@@ -416,7 +383,7 @@ class _Measure:
     @classmethod
     def of(cls, vlm: VLM, pairs: Sequence[Pair], metric: Measured, words: Words, answer: str, max_new_tokens: int) -> "_Measure":
         if metric == HITS:
-            _check_number(pairs)
+            check_number(pairs)
             return cls(vlm, HITS, None, "", max_new_tokens)
         name = metric if isinstance(metric, str) else as_metric(metric).name
         return cls(vlm, name, _metrics(vlm, pairs, metric, words), answer, max_new_tokens)
@@ -438,28 +405,8 @@ class _Measure:
 
 def _metrics(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words) -> dict[str, Metric]:
     """A metric for each emotion of the pairs."""
-    _check_number(pairs)
-    wanted = list(dict.fromkeys(pair.emotion for pair in pairs))
-    if not isinstance(metric, str):
-        return dict.fromkeys(wanted, as_metric(metric))
-    if metric not in MASSES:
-        raise InputError(
-            f"metric is {metric!r}; expected {' or '.join(map(repr, MASSES))}, or a Metric ({HITS!r} has no gradient)."
-        )
-    known = emotion_metrics(vlm, words, log=metric == "log mass")
-    if strange := [emotion for emotion in wanted if emotion not in known]:
-        raise InputError(f"Pairs show {', '.join(strange)}; there are words of {', '.join(known)}. Give `words` for the others.")
-    return known
-
-
-def _check_number(pairs: Sequence[Pair]) -> None:
-    if len(pairs) < 2:
-        raise InputError(f"{len(pairs)} pairs came; two or more are needed to say how sure a mean is: world_pairs('test', 36).")
-
-
-def _prompts(vlm: VLM, pair: Pair, answer: str) -> list[Prompt]:
-    """The emotional and the neutral prompt of a pair."""
-    return [vlm.prompt(*side, answer=answer) for side in (pair.plus, pair.minus)]
+    check_number(pairs)
+    return metrics_of(vlm, [pair.emotion for pair in pairs], metric, words)
 
 
 def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:

@@ -32,11 +32,13 @@ from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.plots import COLORS, new_figure
 from emointerp.statistics import mean_interval
-from emointerp.tracing import collect
-from emointerp.tracing.metrics import first_token
+from emointerp.tracing import Metric, collect
+from emointerp.tracing.metrics import as_metric, first_token
 from emointerp.world import Example
 
+Words = Mapping[str, Iterable[str]] | None
 ENTROPY, MASS = "entropy", "emotion mass"
+MASSES = ("log mass", "mass")  # what `metrics_of` knows by name
 CHUNK = 2**26  # numbers of one table of logits, 256 MB in float32
 FEWEST_LETTERS = 3
 
@@ -64,6 +66,32 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     if missing:
         raise InputError(f"No word of {', '.join(missing)} begins with a token of its own in this model; give other words.")
     return table.drop_duplicates(["emotion", "id"]).reset_index(drop=True)
+
+
+def emotion_metrics(vlm: VLM, words: Words = None, log: bool = True) -> dict[str, Metric]:
+    """For each emotion the summed probability of its words at the last token (`emotion_tokens`), or its logarithm in nats."""
+
+    def metric(emotion: str, ids: list[int]) -> Metric:
+        def mass(logits: Tensor) -> Tensor:
+            found = logits.log_softmax(-1)[:, ids].logsumexp(-1)
+            return found if log else found.exp()
+
+        return Metric(mass, name=f"{'log ' * log}p({emotion})")
+
+    return {emotion: metric(emotion, some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion")}
+
+
+def metrics_of(vlm: VLM, emotions: Iterable[str], metric: Any, words: Words = None) -> dict[str, Metric]:
+    """A metric for each of some emotions: "log mass" or "mass" of its words (`emotion_metrics`), or one `Metric` for all."""
+    wanted = list(dict.fromkeys(emotions))
+    if not isinstance(metric, str):
+        return dict.fromkeys(wanted, as_metric(metric))
+    if metric not in MASSES:
+        raise InputError(f"metric is {metric!r}; expected {' or '.join(map(repr, MASSES))}, or a Metric, which has a gradient.")
+    known = emotion_metrics(vlm, words, log=metric == "log mass")
+    if strange := [emotion for emotion in wanted if emotion not in known]:
+        raise InputError(f"Pairs show {', '.join(strange)}; there are words of {', '.join(known)}. Give `words` for the others.")
+    return {emotion: known[emotion] for emotion in wanted}
 
 
 @torch.no_grad()
@@ -204,7 +232,7 @@ class LogitLens:
         for axis in axes.flat:
             axis.axis("off")
         for axis, layer, value in zip(axes.flat, chosen, values, strict=False):
-            drawn = _over(axis, self.prompt, self.vlm.boxes(self.prompt), value, scale)
+            drawn = draw_over(axis, self.prompt, self.vlm.boxes(self.prompt), value, scale)
             axis.set_title(f"layer {layer}", fontsize=9)
         figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"{show} (nats)" if show == ENTROPY else show)
         return figure
@@ -308,7 +336,7 @@ def _read(vlm: VLM, vectors: Tensor, ids: list[Tensor], k: int) -> tuple[Tensor,
     return tuple(t.cpu() for t in (-(p * log_p).nansum(-1), mass, top.values, top.indices))
 
 
-def _over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scale: Normalize) -> PatchCollection:
+def draw_over(axis: Any, prompt: Prompt, boxes: np.ndarray, values: np.ndarray, scale: Normalize) -> PatchCollection:
     """The picture in grey, with a colour over the box of each visual token that has one; the smaller box lies on top."""
     axis.imshow(prompt.image.convert("L"), cmap="gray", vmin=0, vmax=255)
     known = np.flatnonzero(~np.isnan(boxes).any(1))

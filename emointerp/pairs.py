@@ -36,7 +36,7 @@ from emointerp.emotions import BASIC, NEUTRAL, Wheel
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError, OutputError
 from emointerp.markup import thumbnail
-from emointerp.models import to_image
+from emointerp.models import VLM, Prompt, to_image
 from emointerp.plots import new_figure
 from emointerp.world import loaded_events, sample
 from emointerp.world.events import problems
@@ -120,6 +120,41 @@ def text_pairs(split: str = "direction", n: int = 60, seed: int = 0) -> list[Pai
         loaded = str(rng.choice(loaded_events(emotion, split)))
         pairs.append(Pair(picture, picture, loaded, emotion, split, f"{split} text {i}", e.event))
     return pairs
+
+
+# pairs as prompts
+
+
+def twin_prompts(vlm: VLM, pair: Pair, answer: str = "") -> list[Prompt]:
+    """The emotional and the neutral side of a pair as prompts; `answer` is how the answer has begun."""
+    return [vlm.prompt(*side, answer=answer) for side in (pair.plus, pair.minus)]
+
+
+def check_number(pairs: Sequence[Pair]) -> None:
+    """Refuse fewer pairs than say how sure a mean is."""
+    if len(pairs) < 2:
+        raise InputError(f"{len(pairs)} pairs came; two or more are needed to say how sure a mean is: world_pairs('test', 36).")
+
+
+def check_aligned(vlm: VLM, pairs: Sequence[Pair], both: Sequence[list[Prompt]]) -> None:
+    """Refuse pairs whose two prompts do not have their tokens in the same places, which patching needs; `both` are theirs."""
+
+    def said(prompt: Prompt) -> str:
+        return f"{len(prompt)} tokens, picture {' x '.join(map(str, prompt.image.size))}"
+
+    apart = [
+        f"{pair.name or i} ({said(a)}; {said(b)})"
+        for i, (pair, (a, b)) in enumerate(zip(pairs, both, strict=True))
+        if len(a) != len(b) or a.visual != b.visual or not np.allclose(*(_where(vlm, p) for p in (a, b)), atol=0.02, equal_nan=True)
+    ]
+    if apart:
+        same = "Patching needs token i of one prompt to stand for token i of the other: bring a pair's pictures to one size."
+        raise InputError(f"The two prompts of these pairs differ in their tokens: {', '.join(apart)}. {same}")
+
+
+def _where(vlm: VLM, prompt: Prompt) -> np.ndarray:
+    """Where visual tokens look, as parts of the picture's width and height."""
+    return vlm.boxes(prompt) / np.tile(prompt.image.size, 2)
 
 
 # tables and folders

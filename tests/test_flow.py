@@ -13,8 +13,8 @@ from tiny_models import picture
 
 from emointerp.emotions import hit_rate
 from emointerp.errors import InputError
-from emointerp.flow import BOTH, PICTURES, REST, ROADS, emotion_metrics, information_flow, knockouts, patching, saliency, thirds
-from emointerp.lens import emotion_tokens
+from emointerp.flow import BOTH, PICTURES, REST, ROADS, information_flow, knockouts, patching, saliency, thirds
+from emointerp.lens import emotion_metrics, emotion_tokens
 from emointerp.models import load
 from emointerp.pairs import Pair, world_pairs
 from emointerp.statistics import change_points

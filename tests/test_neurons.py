@@ -1,0 +1,419 @@
+"""Source tokens, neuron scores and what feeds them, against autograd by hand, plain hooks and closed forms."""
+
+import numpy as np
+import oracle
+import pytest
+import tiny_families
+import torch
+from scipy.stats import false_discovery_control
+from tiny_models import picture
+
+from emointerp.circuit import Head
+from emointerp.directions import Directions
+from emointerp.errors import InputError
+from emointerp.lens import emotion_tokens
+from emointerp.models import load
+from emointerp.neurons import NeuronScores, feeders, naming, neuron_scores, patched, state_neurons, trigger_neurons, written
+from emointerp.pairs import Pair, twin_prompts, world_pairs
+from emointerp.sources import source_tokens, value_path
+from emointerp.statistics import sign_flips
+from emointerp.tracing import Metric, SetHead, SetNeurons, projection
+
+WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
+families = pytest.mark.parametrize("family", tiny_families.NAMES)
+ways = pytest.mark.parametrize("noising", [False, True], ids=["denoising", "noising"])
+quiet = {"words": WORDS, "progress": False}
+LAST = tiny_families.LAYERS - 1
+HEAD = (2, 3)
+
+
+def some_pairs() -> list[Pair]:
+    """Two pairs of noise pictures; what they show does not matter to random models."""
+    pictures = [picture(seed)[:48, :64] for seed in range(4)]
+    events = ("The phone rang twice while I was cooking.", "My uncle cleaned the old boat again.")
+    return [Pair(*pictures[:2], events[0], "up"), Pair(*pictures[2:], events[1], "down", name="boat")]
+
+
+def log_mass(vlm, logits, emotion: str) -> torch.Tensor:
+    table = emotion_tokens(vlm, WORDS)
+    return logits.softmax(-1)[table.id[table.emotion == emotion].tolist()].sum().log()
+
+
+def some_directions(width: int = tiny_families.WIDTH) -> Directions:
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(2, tiny_families.LAYERS, width, generator=generator)
+    return Directions(("up", "down"), vectors, (1, 1))
+
+
+class ByHand:
+    """A plain eager forward whose activations can be differentiated: z, m and attention of every layer, and the metric."""
+
+    def __init__(self, family: str, prompt, emotion: str):
+        self.vlm, self.z, self.m = tiny_families.vlm(family, "eager"), {}, {}
+        weight, handles = self.vlm.model.get_input_embeddings().weight, []
+        before, weight.requires_grad = weight.requires_grad, True
+        for i in range(tiny_families.LAYERS):
+            layer = self.vlm.model.get_submodule(f"{self.vlm.anatomy.layers}.{i}")
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(self._keep(self.z, i)))
+            handles.append(layer.mlp.down_proj.register_forward_pre_hook(self._keep(self.m, i)))
+        try:
+            out = self.vlm.model(**prompt.inputs, use_cache=False, output_attentions=True)
+        finally:
+            weight.requires_grad = before
+            for handle in handles:
+                handle.remove()
+        self.attention, self.metric = out.attentions, log_mass(self.vlm, out.logits[0, -1], emotion)
+
+    @staticmethod
+    def _keep(kept, i):
+        def hook(module, args):
+            kept[i] = args[0]
+
+        return hook
+
+    def slope(self, of, wrt):
+        """Gradients [layer, …] of a number; zero where there is no way."""
+        found = torch.autograd.grad(of, wrt, retain_graph=True, allow_unused=True)
+        return torch.stack([torch.zeros_like(w) if g is None else g for g, w in zip(found, wrt, strict=True)])[:, 0]
+
+
+def close(found, expected, rtol=2e-3):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=2e-5 * np.abs(expected).max())
+
+
+# source tokens
+
+
+@families
+def test_the_source_is_where_attention_times_its_gradient_is_largest(family):
+    pairs, heads = some_pairs(), [(1, 0), HEAD, (LAST, 1)]
+    found = source_tokens(tiny_families.vlm(family), pairs, heads, **quiet).table
+    prompt = twin_prompts(tiny_families.vlm(family), pairs[1], "I felt")[0]
+    hand = ByHand(family, prompt, "down")
+    slopes = torch.autograd.grad(hand.metric, hand.attention)
+    for layer, head in heads:
+        a = hand.attention[layer][0, head, -1].detach()
+        product = a * slopes[layer][0, head, -1]
+        row = found.query(f"pair == 1 and layer == {layer} and head == {head}").iloc[0]
+        t = int(product.abs().argmax())
+        assert row.token == t and row.most_attended == (t == int(a.argmax()))
+        close([row.attribution, row.attention], [product[t], a[t]])
+        close([row.from_V, row.from_Q, row.from_L], [product[list(prompt.span(s))].sum() for s in ("visual", "query", "last")])
+        kinds = {**dict.fromkeys(prompt.visual, "V"), **dict.fromkeys(prompt.query, "Q"), prompt.last: "L"}
+        assert row.span == kinds.get(t, "other")
+
+
+@families
+def test_the_value_path_is_what_v_proj_gives_the_heads_group(family):
+    vlm, pair, directions = tiny_families.vlm(family), some_pairs()[1], some_directions()
+    prompt = twin_prompts(vlm, pair, "I felt")[0]
+    if family == "gemma3":
+        with pytest.raises(InputError, match="In Gemma models a norm follows .* leave the directions out"):
+            value_path(vlm, prompt, *HEAD, directions["up", 2])
+        return
+    layer, a = vlm.model.get_submodule(f"{vlm.anatomy.layers}.2"), vlm.anatomy
+    kept = {}
+    handle = layer.self_attn.v_proj.register_forward_hook(lambda module, args, out: kept.update(v=out[0].detach()))
+    hand = ByHand(family, prompt, "down")  # whose eager twin has the same weights, in other modules
+    try:
+        oracle.logits(vlm, prompt)
+    finally:
+        handle.remove()
+    v = kept["v"].view(len(prompt), a.n_kv_heads, a.d_head)
+    for head in range(a.n_heads):
+        mine = v[:, head // 2]
+        z = hand.z[2][0, -1, head * a.d_head : (head + 1) * a.d_head]
+        close((hand.attention[2][0, head, -1] @ mine).detach(), z.detach())  # so these are the values that the head mixes
+        out = mine @ layer.self_attn.o_proj.weight[:, head * a.d_head : (head + 1) * a.d_head].T
+        s = directions["down", 2]
+        close(value_path(vlm, prompt, 2, head, s), (out @ (s / s.norm())).detach())
+
+
+def test_the_check_needs_no_gradient_and_chance_is_attention():
+    vlm, pairs, directions = tiny_families.vlm("qwen2_vl"), some_pairs(), some_directions()
+    found = source_tokens(vlm, pairs, [HEAD, (1, 1)], directions, **quiet)
+    for i, pair in enumerate(pairs):
+        prompt = twin_prompts(vlm, pair, "I felt")[0]
+        a = ByHand("qwen2_vl", prompt, pair.emotion).attention[2][0, 3, -1].detach()
+        along = a * value_path(vlm, prompt, *HEAD, directions[pair.emotion, 2])
+        row = found.table.query(f"pair == {i} and layer == 2").iloc[0]
+        assert row.check == int(along.argmax()) and row.agrees == (row.check == row.token)
+    frame, mine = found.to_frame(), found.table.query("layer == 2")
+    assert frame.agrees[HEAD].mean == mine.agrees.mean() and frame.attention[HEAD].mean == pytest.approx(mine.attention.mean())
+    assert frame.V[HEAD].mean == (mine.span == "V").mean() and found.tokens(*HEAD) == mine.token.tolist()
+    edges = {(e.source, e.target): e.weight for e in found.edges([Head(*HEAD, 0.5)])}
+    sizes = mine[["from_V", "from_Q", "from_L"]].abs().mean()
+    assert edges["V", "L2H3"] == pytest.approx(0.5 * sizes.from_V / sizes.sum()) and sum(edges.values()) == pytest.approx(0.5)
+    bars = found.plot().axes[0].containers
+    assert [c[0].get_width() for c in bars] == [(mine.span == s).mean() for s in ("V", "Q", "L", "other")]
+    with pytest.raises(InputError, match=r"no source tokens of head \(0, 0\); there are those of \(2, 3\), \(1, 1\)"):
+        found.tokens(0, 0)
+
+
+def test_patches_of_the_drawn_world_are_held_against_its_masks():
+    vlm, pairs = load(), world_pairs("test", 4, seed=2)
+    table = source_tokens(vlm, pairs, [(6, h) for h in range(8)], progress=False).table
+    seen = table[(table.span == "V") & table.face.notna()]
+    assert len(seen) > 4
+    for row in seen.itertuples():
+        prompt = vlm.prompt(*pairs[row.pair].plus, answer="I felt")
+        y, x = divmod(prompt.visual.index(row.token), 8)  # 8 x 8 patches of 16 pixels
+        for name, mask in pairs[row.pair].emotional.masks().items():
+            if name in ("face", "expression"):
+                assert getattr(row, name) == pytest.approx(mask[16 * y : 16 * y + 16, 16 * x : 16 * x + 16].mean())
+                assert getattr(row, f"{name}_area") == pytest.approx(mask.mean())
+    assert table.face[table.span != "V"].isna().all()
+
+
+# scores
+
+
+def differences(family: str, prompts, at: int | list[int]) -> np.ndarray:
+    """m+ - m- [layer, neuron] at a token, or [layer, token, neuron] at some, by hooks."""
+    vlm = tiny_families.vlm(family)
+    plus, minus = (oracle.caches(vlm, prompt) for prompt in prompts)
+    return np.stack([(plus["neurons", i][at] - minus["neurons", i][at]).numpy() for i in range(tiny_families.LAYERS)])
+
+
+@families
+@ways
+def test_scores_are_differences_times_gradients(family, noising):
+    vlm, pairs = tiny_families.vlm(family), some_pairs()
+    found = neuron_scores(vlm, pairs, noising=noising, **quiet)
+    prompts = twin_prompts(vlm, pairs[1], "I felt")
+    hand = ByHand(family, prompts[0 if noising else 1], "down")
+    slope = hand.slope(hand.metric, [hand.m[i] for i in range(LAST + 1)])[:, -1]
+    close(found.scores[1], differences(family, prompts, -1) * slope.numpy())
+    of_plus = oracle.caches(vlm, prompts[0])
+    close(found.activations[1], np.stack([of_plus["neurons", i][-1] for i in range(LAST + 1)]))
+    assert found.tokens == tuple((twin_prompts(vlm, pair, "I felt")[0].last,) for pair in pairs)
+    mean = found.scores.mean(0)
+    assert [mean[at] for at in found.top(5)] == sorted(mean.flatten().tolist(), reverse=True)[:5]
+
+
+@families
+@ways
+def test_through_a_head_is_the_gradient_of_its_output_alone(family, noising):
+    """dM/dz of the head, taken as a constant, and then the gradient of its product with z: what goes by no other way."""
+    vlm, pairs = tiny_families.vlm(family), some_pairs()
+    found = neuron_scores(vlm, pairs, HEAD, noising=noising, **quiet)
+    tokens = source_tokens(vlm, pairs, [HEAD], **quiet).tokens(*HEAD)
+    prompts, (layer, head), d = twin_prompts(vlm, pairs[1], "I felt"), HEAD, vlm.anatomy.d_head
+    hand = ByHand(family, prompts[0 if noising else 1], "down")
+    z, mine = hand.z[layer], slice(head * d, (head + 1) * d)
+    g = torch.autograd.grad(hand.metric, z, retain_graph=True)[0][0, -1, mine]
+    slope = hand.slope((z[0, -1, mine] * g).sum(), [hand.m[i] for i in range(layer)])[:, tokens[1]]
+    assert found.tokens == tuple((t,) for t in tokens) and found.scores.shape == (2, layer, tiny_families.MLP)
+    close(found.scores[1], differences(family, prompts, tokens[1])[:layer] * slope.numpy(), rtol=1e-2)
+
+
+@families
+def test_at_all_tokens_of_the_picture_scores_add_up_and_patches_are_made_at_once(family):
+    vlm, pairs = tiny_families.vlm(family), some_pairs()
+    found = neuron_scores(vlm, pairs, HEAD, "visual", **quiet)
+    prompts, (layer, head), d = twin_prompts(vlm, pairs[1], "I felt"), HEAD, vlm.anatomy.d_head
+    hand, v, mine = ByHand(family, prompts[1], "down"), list(prompts[0].visual), slice(head * d, (head + 1) * d)
+    z = hand.z[layer]
+    g = torch.autograd.grad(hand.metric, z, retain_graph=True)[0][0, -1, mine]
+    slope = hand.slope((z[0, -1, mine] * g).sum(), [hand.m[i] for i in range(layer)])[:, v]
+    moved = differences(family, prompts, v)[:layer]
+    close(found.scores[1], (moved * slope.numpy()).sum(1), rtol=2e-2)
+    exact = patched(vlm, pairs, [(0, 5)], tokens="visual", **quiet)[1, 0]
+    edit = SetNeurons(0, [5], oracle.caches(vlm, prompts[0])["neurons", 0][v][:, [5]], "visual")
+    values = [float(log_mass(vlm, oracle.logits(vlm, prompts[1], some).double(), "down")) for some in ((edit,), ())]
+    assert exact == pytest.approx(values[0] - values[1], abs=3e-4)
+
+
+@families
+@ways
+def test_patching_is_a_forward_with_the_other_runs_value(family, noising):
+    vlm, pairs, neurons = tiny_families.vlm(family), some_pairs(), [(0, 5), (1, 40)]
+    free = patched(vlm, pairs, neurons, noising=noising, **quiet)
+    through = patched(vlm, pairs, neurons, HEAD, [12, 13], noising=noising, **quiet)
+    plus, minus = twin_prompts(vlm, pairs[1], "I felt")
+    receiver, donor, sign = (plus, minus, -1) if noising else (minus, plus, 1)
+    given, own, d = oracle.caches(vlm, donor), oracle.caches(vlm, receiver), vlm.anatomy.d_head
+
+    def value(*edits):
+        return sign * float(log_mass(vlm, oracle.logits(vlm, receiver, edits).double(), "down"))
+
+    held = SetHead(2, 3, own["heads", 2][-1, 3 * d : 4 * d], "last")
+    for k, (layer, n) in enumerate(neurons):
+        at_last, at_13 = (SetNeurons(layer, [n], given["neurons", layer][t, [n]], t) for t in (-1, 13))
+        assert free[1, k] == pytest.approx(value(at_last) - value(), abs=2e-4)
+        assert through[1, k] == pytest.approx(value(at_13) - value(at_13, held), abs=3e-4)
+
+
+@pytest.mark.parametrize("family", [name for name in tiny_families.NAMES if name != "gemma3"])
+def test_of_a_neuron_that_writes_straight_into_the_metric_all_is_known(family):
+    """The metric is a projection after the neuron's own layer: attribution = patching = (m+ - m-) <v_n, S_hat>."""
+    vlm, pairs, layer = tiny_families.vlm(family), some_pairs(), 2
+    directions = some_directions()
+    s = directions["up", layer]
+    options = {"metric": projection(s, layer), "progress": False}
+    found = neuron_scores(vlm, pairs, directions=directions, **options)
+    v = vlm.model.get_submodule(f"{vlm.anatomy.layers}.{layer}").mlp.down_proj.weight.detach().T
+    unit = (s / s.norm()).numpy()
+    expected = differences(family, twin_prompts(vlm, pairs[1], "I felt"), -1)[layer] * (v.numpy() @ unit)
+    close(found.scores[1, layer], expected)
+    assert not found.scores[:, layer + 1 :].any()
+    close(patched(vlm, pairs, [(layer, n) for n in range(6)], **options)[1], expected[:6], rtol=1e-2)
+    down = (directions["down", layer] / directions["down", layer].norm()).numpy()
+    aligned = [(found.activations[0, layer] * (v.numpy() @ unit)), found.activations[1, layer] * (v.numpy() @ down)]
+    close(found.aligned[layer], np.mean(aligned, 0))
+
+
+def test_frames_and_figures_of_scores():
+    found = neuron_scores(tiny_families.vlm("llava_clip"), some_pairs(), **quiet)
+    frame = found.to_frame(7, flips=200)
+    assert [tuple(at) for at in frame[["layer", "neuron"]].to_numpy()] == found.top(7)
+    first = found.scores[:, *found.top(1)[0]]
+    assert frame.score[0].mean == pytest.approx(first.mean()) and frame.score[0].n == 2
+    assert frame.activation[0] == pytest.approx(found.activations[:, *found.top(1)[0]].mean()) and frame.aligned.isna().all()
+    lines = found.plot().axes[0].get_lines()
+    assert len(lines) == tiny_families.LAYERS and lines[1].get_ydata()[0] == pytest.approx(found.scores.mean(0)[1].max())
+
+
+def test_a_planted_neuron_is_found_among_many_and_chance_is_not():
+    """Over many columns the correction leaves noise alone: of 200 null neurons few pass, the planted one does."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 1, (40, 2, 100)).astype(np.float32)
+    scores[:, 1, 33] += 2
+    found = NeuronScores(scores, np.ones_like(scores), ("joy",) * 40, ((9,),) * 40)
+    frame = found.to_frame(200)
+    assert found.top(1) == [(1, 33)] and frame.p[0] < 0.03 and (frame.p[1:] < 0.05).sum() <= 2
+
+
+# what feeds a neuron
+
+
+@families
+def test_feeders_are_heads_whose_change_reaches_the_neuron(family):
+    vlm, pairs, neuron = tiny_families.vlm(family), some_pairs(), (2, 11)
+    prompts, d = twin_prompts(vlm, pairs[1], "I felt"), vlm.anatomy.d_head
+    plus, minus = (oracle.caches(vlm, prompt) for prompt in prompts)
+    for tokens in (None, [14, 15]) if family == "llava_clip" else (None,):
+        found, t = feeders(vlm, pairs, neuron, tokens, **quiet), -1 if tokens is None else 15
+        hand = ByHand(family, prompts[1], "down")
+        m = hand.m[2]
+        g = torch.autograd.grad(hand.metric, m, retain_graph=True)[0][0, t, 11]
+        slope = hand.slope(m[0, t, 11] * g, [hand.z[i] for i in range(3)])[:, t]
+        moved = torch.stack([plus["heads", i][t] - minus["heads", i][t] for i in range(3)])
+        close(found.scores[1], (moved * slope).view(3, -1, d).sum(-1), rtol=2e-2)
+    frame, mean = found.to_frame(flips=100), found.scores.mean(0)
+    assert frame.score.iloc[0].mean == pytest.approx(mean.max()) and len(frame) == mean.size
+    assert [(e.source, e.target) for e in found.edges([(1, 2), (3, 0)])] == [("L1H2", "L2N11")]
+    assert found.edges([(1, 2)])[0].weight == pytest.approx(mean[1, 2])
+    close(found.plot().axes[0].images[0].get_array(), mean)
+
+
+# trigger and state neurons
+
+
+def test_a_vector_names_the_emotion_whose_token_it_is():
+    vlm = tiny_families.vlm("llava_clip")
+    table, rows = emotion_tokens(vlm, WORDS), vlm.model.lm_head.weight.detach()
+    up, down = (int(table.id[table.emotion == e].iloc[0]) for e in ("up", "down"))
+    none = next(i for i in range(5, 300) if naming(vlm, rows[[i]], WORDS).names[0] == "")
+    frame = naming(vlm, rows[[up, down, none]], WORDS)
+    assert frame.names.tolist() == ["up", "down", ""] and frame["words"][0].startswith(vlm.tokenizer.decode([up]))
+    p = vlm.model.lm_head(vlm.model.model.language_model.norm(rows[up])).softmax(-1).detach()
+    assert frame.mass[0] == pytest.approx(float(p[table.id[table.emotion == "up"].tolist()].sum()), rel=1e-4)
+
+
+def test_what_a_neuron_writes_in_gemma_goes_through_the_norm_behind_it():
+    vlm = tiny_families.vlm("gemma3")
+    layer = vlm.model.get_submodule(f"{vlm.anatomy.layers}.1")
+    m = torch.zeros(1, tiny_families.MLP)
+    m[0, 7] = 3.0
+    with torch.no_grad():
+        expected = layer.post_feedforward_layernorm(layer.mlp.down_proj(m))[0]
+    assert torch.cosine_similarity(written(vlm, 1, [7])[0], expected, 0) == pytest.approx(1, abs=1e-4)
+
+
+@families
+def test_state_and_trigger_neurons_run_on_every_family(family):
+    vlm, pairs = tiny_families.vlm(family), some_pairs()
+    directions = None if family == "gemma3" else some_directions()
+    states = state_neurons(vlm, pairs, directions, k=4, flips=50, **quiet)
+    triggers = trigger_neurons(vlm, pairs, [HEAD, (LAST, 1)], directions, k=2, flips=50, **quiet)
+    assert len(states.table) == 4 and set(states.table.kind) <= {"state", "unnamed"} and (triggers.table.kind == "trigger").all()
+    assert triggers.table["head"].tolist() == ["L2H3"] * 2 + [f"L{LAST}H1"] * 2
+    row = triggers.table.iloc[0]
+    tokens = source_tokens(vlm, pairs, [HEAD], **quiet).tokens(*HEAD)
+    exact = patched(vlm, pairs, [(int(row.layer), int(row.neuron))], HEAD, tokens, **quiet)
+    assert row.exact.mean == pytest.approx(exact.mean(), abs=1e-5) and (triggers.table.layer < LAST).all()
+    assert states.table.aligned.isna().all() == (family == "gemma3") and 0 <= states.control <= 1
+
+
+def test_tables_become_parts_edges_and_figures():
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs()
+    found = trigger_neurons(vlm, pairs, [HEAD, (LAST, 1)], k=3, flips=50, held_out=pairs[::-1], **quiet)
+    table = found.table
+    good = table[table.exact.map(lambda i: i.mean > 0)]
+    parts, edges = found.parts(1.0), {(e.source, e.target): e.weight for e in found.edges(1.0)}
+    assert {part.name for part in parts} == {f"L{r.layer}N{r.neuron}" for r in good.itertuples()}
+    for row in good.itertuples():
+        assert edges[f"L{row.layer}N{row.neuron}", row.head] == pytest.approx(row.exact.mean)
+        score = next(p.score for p in parts if (p.layer, p.neuron) == (row.layer, row.neuron))
+        assert score >= row.exact.mean
+    assert found.parts(0.0) == [] and found.stands(0.0).empty
+    filled = [
+        line for line in found.plot().axes[0].get_lines() if line.get_markerfacecolor() != "white" and line.get_marker() == "o"
+    ]
+    assert [float(line.get_xdata()[0]) for line in filled] == pytest.approx([i.mean for i in table.exact])
+
+
+def test_p_values_are_corrected_over_all_that_are_listed_and_words_follow_the_sign():
+    vlm, pairs = tiny_families.vlm("llava_clip"), world_like(12)
+    found = state_neurons(vlm, pairs, k=6, flips=300, **quiet)
+    exact = patched(vlm, pairs, list(zip(found.table.layer, found.table.neuron, strict=True)), **quiet)
+    assert found.table.p_exact.tolist() == pytest.approx(false_discovery_control(sign_flips(exact, 300).p).tolist())
+    row = found.table.iloc[0]
+    v = vlm.model.get_submodule(f"{vlm.anatomy.layers}.{row.layer}").mlp.down_proj.weight.detach()[:, row.neuron]
+    logits = vlm.model.lm_head(vlm.model.model.language_model.norm(np.sign(row.activation) * v))
+    assert row["words"].startswith(vlm.tokenizer.decode([int(logits.argmax())]))
+    means = {e: exact[[p.emotion == e for p in pairs], 0].mean() for e in ("up", "down")}
+    assert row.moves == max(means, key=means.get) and row["share"] == pytest.approx(
+        max(means.values()) / sum(max(0, m) for m in means.values()), rel=1e-4
+    )
+
+
+def world_like(n: int) -> list[Pair]:
+    return [Pair(picture(2 * i)[:48, :64], picture(2 * i + 1)[:48, :64], "I ate soup.", ("up", "down")[i % 2]) for i in range(n)]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vlm, pairs: source_tokens(vlm, pairs[:1], [HEAD], **quiet), "1 pairs came; two or more"),
+        (lambda vlm, pairs: source_tokens(vlm, pairs, [], **quiet), r"There are no heads; expected \(layer, head\) pairs"),
+        (lambda vlm, pairs: source_tokens(vlm, pairs, [(2, 4)], **quiet), r"no head \(2, 4\); .* has heads 0 to 3"),
+        (lambda vlm, pairs: source_tokens(vlm, pairs, [(9, 0)], **quiet), "Layer 9 is out of range"),
+        (lambda vlm, pairs: neuron_scores(vlm, pairs, (0, 1), **quiet), "L0H1 is in the first layer; no neurons lie below it"),
+        (lambda vlm, pairs: trigger_neurons(vlm, pairs, [(0, 1)], **quiet), "All heads are in the first layer"),
+        (lambda vlm, pairs: trigger_neurons(vlm, pairs, [HEAD], at="sky", **quiet), "at is 'sky'; expected 'source' or 'visual'"),
+        (lambda vlm, pairs: patched(vlm, pairs, [(0, 48)], **quiet), r"no neuron \(0, 48\); .* has neurons 0 to 47"),
+        (lambda vlm, pairs: patched(vlm, pairs, [(0, 4)], None, [3], **quiet), "1 source tokens for 2 pairs; find them"),
+        (lambda vlm, pairs: feeders(vlm, pairs, (0, 4), [3, 999], **quiet), "Position 999 is outside this prompt"),
+        (lambda vlm, pairs: neuron_scores(vlm, pairs, metric="hit rate", **quiet), "metric is 'hit rate'; expected 'log mass'"),
+        (lambda vlm, pairs: state_neurons(vlm, pairs, words={"up": ["uncle"]}), "Pairs show down; there are words of up"),
+        (lambda vlm, pairs: neuron_scores(vlm, pairs, directions=some_directions(), metric=Metric(lambda x: x[:, :2])),
+         r"gives \[2\] values a forward; a gradient needs one"),
+    ],
+)  # fmt: skip
+def test_requests_that_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call(tiny_families.vlm("llava_clip"), some_pairs())
+
+
+def test_gemma_has_no_alignment_and_twins_must_match():
+    with pytest.raises(InputError, match="In Gemma models a norm follows"):
+        neuron_scores(tiny_families.vlm("gemma3"), some_pairs(), directions=some_directions(), **quiet)
+    wide = [Pair(picture(1)[:32, :96], picture(2)[:64, :96], "I ate soup.", "up", name="pier"), some_pairs()[1]]
+    with pytest.raises(InputError, match=r"differ in their tokens: pier"):
+        neuron_scores(tiny_families.vlm("qwen2_vl"), wide, **quiet)
