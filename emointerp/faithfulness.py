@@ -26,9 +26,9 @@ from emointerp.circuit import Ablation, Circuit, Donors, Key, Part
 from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM
-from emointerp.pairs import Pair, check_number
-from emointerp.plots import new_figure
-from emointerp.statistics import Interval, against_random, benjamini_hochberg, ratio_interval, sign_flips
+from emointerp.pairs import Pair
+from emointerp.plots import ends, new_figure
+from emointerp.statistics import Interval, against_random, benjamini_hochberg, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Metric, sweep
 
 
@@ -57,7 +57,6 @@ class _Trial:
         answer: str = "I felt",
     ) -> "_Trial":
         circuit.check(vlm)
-        check_number(pairs)
         circuit.check_apart(pairs)
         donors = donors if isinstance(donors, Mapping) else {"last": donors}
         kinds = {"head": vlm.anatomy.n_heads} | ({"neuron": vlm.anatomy.d_mlp} if neurons else {})
@@ -66,7 +65,7 @@ class _Trial:
         parts = {part.key: part for part in circuit.parts if part.key in universe}
         if not parts:
             raise InputError(f"The circuit has no {' or '.join(kinds)} at {', '.join(donors)}, where everything else is ablated.")
-        metrics = metrics_of(vlm, [pair.emotion for pair in pairs], metric, words)
+        metrics = metrics_of(vlm, pairs, metric, words)
         return cls(vlm, pairs, metrics, answer, Ablation(donors), parts, universe)
 
     @property
@@ -121,7 +120,7 @@ class Faithfulness:
 
     def to_frame(self) -> pd.DataFrame:
         """A row each for model, circuit and empty: the metric's mean and the share of the gap (`Interval`s)."""
-        rows = [(name, _mean(self.table[name]), self.share(name)) for name in ("model", "circuit", "empty")]
+        rows = [(name, value_interval(self.table[name]), self.share(name)) for name in ("model", "circuit", "empty")]
         return pd.DataFrame(rows, columns=["kept", "value", "share"]).set_index("kept")
 
     def plot(self) -> Figure:
@@ -228,7 +227,7 @@ class Minimality:
         """Contributions with 95% intervals."""
         frame = self.to_frame().iloc[::-1]
         figure, axis = new_figure(width=6, height=0.9 + 0.24 * len(frame))
-        mean, low, high = np.array([(i.mean, i.low, i.high) for i in frame.contribution]).T
+        mean, low, high = ends(frame.contribution)
         axis.barh(frame.index, mean, xerr=np.maximum(0, (mean - low, high - mean)), color="#0072B2", ecolor="#23262d")
         axis.axvline(0, color="#6b7078", linewidth=0.8)
         axis.set(xlabel="share of the gap that is lost without it", title="Does each part count?")
@@ -285,8 +284,3 @@ def _compared(both: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Stabilit
     rank = tuple(float(spearmanr(a, b).statistic) for a, b in both)
     top = [[set(np.argsort(-x, kind="stable")[:k]) for x in ab] for ab in both]
     return Stability(rank, tuple(len(a & b) / k for a, b in top), k, k / n)
-
-
-def _mean(values: pd.Series) -> Interval:
-    """Mean and interval of what is no share, so that no rule of three bounds zeros."""
-    return ratio_interval(values, np.ones(len(values)))

@@ -30,8 +30,8 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, check_number, twin_prompts
-from emointerp.plots import new_figure
-from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips
+from emointerp.plots import band, ends, new_figure
+from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Activations, Metric, block_attention, collect, patch, sweep
 from emointerp.tracing.edits import Edit
 from emointerp.tracing.metrics import as_metric
@@ -77,7 +77,7 @@ class Flow:
 
         def columns(some: pd.DataFrame) -> dict[str, Interval]:
             ratios = {"to_rest": ratio_interval(some.value, some.rest), "share": ratio_interval(some["sum"], some["all"])}
-            return {"value": _mean(some.value)} | ratios
+            return {"value": value_interval(some.value)} | ratios
 
         return _by_place(seen, ["picture", "road", *places], columns)
 
@@ -96,7 +96,7 @@ class Flow:
             for road in (*ROADS, REST):
                 some = frame.loc[picture, road]
                 some = some[[interval.mean > 0 for interval in some]]  # what nothing reads any more has no place on a log scale
-                _line(axis, some.index, some, COLORS[road], _arrow(road), "--" if road == REST else "-")
+                band(axis, some.index, some, COLORS[road], _arrow(road), "--" if road == REST else "-")
             axis.set(xlabel="layer", title=title, yscale="linear" if column == "share" else "log")
         left.set_ylabel({"value": "saliency, mean over edges", "share": "share of all saliency"}.get(column, column))
         right.sharey(left)
@@ -120,7 +120,7 @@ def information_flow(
     The loss is less the log mass of the pair's emotion words where the answer goes on after `answer`; or less any `Metric`. `words`
     as in `emotion_tokens`. With `heads`, the sum over heads is left out.
     """
-    metrics, frames = _metrics(vlm, pairs, metric, words), []
+    metrics, frames = metrics_of(vlm, pairs, metric, words), []
     for i, pair in enumerate(tqdm(pairs, desc="flow", disable=not progress)):
         prompts = twin_prompts(vlm, pair, answer)
         acts = collect(vlm, prompts, ["attention"], positions=("query", "last"), wrt=metrics[pair.emotion])
@@ -167,7 +167,7 @@ class Knockouts:
         """
         falls = self.table.assign(fall=self.table.baseline - self.table.value, other=self.table.baseline - self.table.control)
         places = ["road", "centre"]
-        frame = _by_place(falls, places, lambda some: {"fall": _mean(some.fall), "control": _mean(some.other)})
+        frame = _by_place(falls, places, lambda some: {"fall": value_interval(some.fall), "control": value_interval(some.other)})
         less = falls.assign(less=falls.fall - falls.other).pivot(index="pair", columns=places, values="less")
         return frame.join(pd.Series(sign_flips(less).corrected, less.columns, name="p"))
 
@@ -186,8 +186,8 @@ class Knockouts:
             _bars(axes[0, 0], [_arrow(road) for road in roads], {k: (c, some.loc[list(roads)]) for k, (c, some) in bars.items()})
         for axis, road in zip(axes.flat, () if single else roads, strict=False):
             some = frame.loc[road]
-            _line(axis, some.index, some.control, COLORS[REST], "other readers", "--")
-            _line(axis, some.index, some.fall, COLORS[road], "cut")
+            band(axis, some.index, some.control, COLORS[REST], "other readers", "--")
+            band(axis, some.index, some.fall, COLORS[road], "cut")
             axis.set(xlabel="middle of the window", title=f"{_arrow(road)} cut")
         low, high = min(i.low for i in [*frame.fall, *frame.control]), max(i.high for i in [*frame.fall, *frame.control])
         for axis in axes.flat:
@@ -279,7 +279,7 @@ class Patching:
         moved = self.table.assign(difference=self.table.value - self.table.receiver, gap=self.table.donor - self.table.receiver)
 
         def columns(some: pd.DataFrame) -> dict[str, Interval]:
-            return {"effect": ratio_interval(some.difference, some.gap), "difference": _mean(some.difference)}
+            return {"effect": ratio_interval(some.difference, some.gap), "difference": value_interval(some.difference)}
 
         return _by_place(moved, ["direction", "span", "stage"], columns)
 
@@ -309,7 +309,7 @@ class Patching:
                 if some is wide:
                     _bars(axis, [f"{s}\n{stages[s]}" for s in wide], {span: (colors[span], spans[span]) for span in spans})
                 for span in spans if some is single else ():
-                    _line(axis, single, spans[span], colors[span], span)
+                    band(axis, single, spans[span], colors[span], span)
                 axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
                 axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", xlabel=XLABELS[some is single])
             row[0].set_ylabel("share of the gap closed")
@@ -386,7 +386,7 @@ class _Measure:
             check_number(pairs)
             return cls(vlm, HITS, None, "", max_new_tokens)
         name = metric if isinstance(metric, str) else as_metric(metric).name
-        return cls(vlm, name, _metrics(vlm, pairs, metric, words), answer, max_new_tokens)
+        return cls(vlm, name, metrics_of(vlm, pairs, metric, words), answer, max_new_tokens)
 
     def __call__(
         self, prompt: Prompt, lists: Mapping[tuple, list[Edit]], emotion: str, names: list[str]
@@ -403,12 +403,6 @@ class _Measure:
         return own, pd.Series(values, pd.MultiIndex.from_tuples(lists, names=names))
 
 
-def _metrics(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words) -> dict[str, Metric]:
-    """A metric for each emotion of the pairs."""
-    check_number(pairs)
-    return metrics_of(vlm, [pair.emotion for pair in pairs], metric, words)
-
-
 def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
     """A row a place, in the order of the table, with columns made of its rows."""
     rows = {at: columns(some) for at, some in table.groupby(places, sort=False)}
@@ -416,29 +410,14 @@ def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.Data
     return pd.DataFrame(list(rows.values()), pd.MultiIndex(levels, codes, names=places))
 
 
-def _mean(values: pd.Series) -> Interval:
-    """Mean and interval of what is no share, so that no rule of three bounds zeros."""
-    return ratio_interval(values, np.ones(len(values)))
-
-
 def _arrow(road: str) -> str:
     return road.replace("->", "→")
-
-
-def _ends(intervals: Iterable[Interval]) -> np.ndarray:
-    return np.array([(i.mean, i.low, i.high) for i in intervals]).T
-
-
-def _line(axis: Any, x: Any, intervals: Iterable[Interval], color: str, label: str, style: str = "-") -> None:
-    mean, low, high = _ends(intervals)
-    axis.plot(x, mean, style, color=color, marker="o", markersize=4, label=label)
-    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def _bars(axis: Any, ticks: list[str], groups: Mapping[str, tuple[str, Iterable[Interval]]]) -> None:
     wide = 0.8 / len(groups)
     for k, (label, (color, intervals)) in enumerate(groups.items()):
-        mean, low, high = _ends(intervals)
+        mean, low, high = ends(intervals)
         x, errors = np.arange(len(ticks)) + (k - (len(groups) - 1) / 2) * wide, np.maximum(0, (mean - low, high - mean))
         axis.bar(x, mean, 0.9 * wide, color=color, yerr=errors, ecolor="#23262d", label=label)
     axis.set_xticks(range(len(ticks)), ticks)

@@ -30,7 +30,8 @@ from emointerp.emotions import BASIC, words_for
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.plots import COLORS, new_figure
+from emointerp.pairs import Pair, check_number
+from emointerp.plots import COLORS, band, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Metric, collect
 from emointerp.tracing.metrics import as_metric, first_token
@@ -81,9 +82,10 @@ def emotion_metrics(vlm: VLM, words: Words = None, log: bool = True) -> dict[str
     return {emotion: metric(emotion, some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion")}
 
 
-def metrics_of(vlm: VLM, emotions: Iterable[str], metric: Any, words: Words = None) -> dict[str, Metric]:
-    """A metric for each of some emotions: "log mass" or "mass" of its words (`emotion_metrics`), or one `Metric` for all."""
-    wanted = list(dict.fromkeys(emotions))
+def metrics_of(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words = None) -> dict[str, Metric]:
+    """A metric for each emotion of the pairs: "log mass" or "mass" of its words (`emotion_metrics`), or one `Metric` for all."""
+    check_number(pairs)
+    wanted = list(dict.fromkeys(pair.emotion for pair in pairs))
     if not isinstance(metric, str):
         return dict.fromkeys(wanted, as_metric(metric))
     if metric not in MASSES:
@@ -283,9 +285,7 @@ class Emergence:
             "twin": ("the same emotion, neutral twin", "#8A8F98"),
         }
         for column, (label, color) in shown.items():
-            mean, low, high = (np.array([getattr(i, end) for i in frame[column]]) for end in ("mean", "low", "high"))
-            axis.plot(frame.index, mean, color=color, marker="o", markersize=4, label=label)
-            axis.fill_between(frame.index, low, high, color=color, alpha=0.2, linewidth=0)
+            band(axis, frame.index, frame[column], color, label)
         axis.set(ylim=(0, 1), xlabel="layer", ylabel="probability", title="When the word becomes likely")
         axis.legend(fontsize=9, loc="upper left")
         return figure

@@ -29,24 +29,13 @@ from tqdm.auto import tqdm
 from emointerp.circuit import GENERAL, Edge, Neuron, head_name, neuron_name
 from emointerp.directions import Directions
 from emointerp.errors import InputError
-from emointerp.lens import Words, emotion_tokens, lens_logits, value_vectors, words_of
+from emointerp.lens import Words, emotion_tokens, lens_logits, metrics_of, value_vectors, words_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair, check_aligned, twin_prompts
 from emointerp.plots import COLORS, new_figure
-from emointerp.sources import (
-    GRAY,
-    SPANS,
-    Place,
-    Sources,
-    checked_places,
-    interval_of,
-    pair_metrics,
-    refuse_norms,
-    source_tokens,
-    unit,
-)  # fmt: skip
-from emointerp.statistics import benjamini_hochberg, sign_flips
+from emointerp.sources import GRAY, SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
+from emointerp.statistics import benjamini_hochberg, sign_flips, value_interval
 from emointerp.tracing import Edit, Metric, SetHead, collect, patch, sweep
 
 Tokens = Sequence[int] | str | None  # one a pair, a span, or the last
@@ -84,7 +73,7 @@ class NeuronScores:
         """
         p, where = _corrected(self.scores.reshape(len(self.scores), -1), flips).reshape(self.scores.shape[1:]), self.top(k)
         rows = [
-            (*at, interval_of(self.scores[:, *at]), float(p[at]), float(self.activations[:, *at].mean()),
+            (*at, value_interval(self.scores[:, *at]), float(p[at]), float(self.activations[:, *at].mean()),
              np.nan if self.aligned is None else float(self.aligned[at]))
             for at in where
         ]  # fmt: skip
@@ -123,7 +112,7 @@ def neuron_scores(
     at = () if head is None else checked_places(vlm, [head], "head")
     if at and at[0][0] == 0:
         raise InputError(f"{head_name(*at[0])} is in the first layer; no neurons lie below it.")
-    both, metrics = _twins(vlm, pairs, answer), pair_metrics(vlm, pairs, metric, words)
+    both, metrics = _twins(vlm, pairs, answer), metrics_of(vlm, pairs, metric, words)
     if head is not None and sources is None:
         sources = source_tokens(vlm, pairs, at, metric=metric, words=words, answer=answer, progress=progress)
     tokens = _fitting(None if head is None else "visual" if sources == "visual" else sources.tokens(*at[0]), both)
@@ -191,7 +180,7 @@ def patched(
     less that with the head held.
     """
     neurons, held = checked_places(vlm, neurons, "neuron"), checked_places(vlm, [head], "head") if head else []
-    both, metrics, found = _twins(vlm, pairs, answer), pair_metrics(vlm, pairs, metric, words), []
+    both, metrics, found = _twins(vlm, pairs, answer), metrics_of(vlm, pairs, metric, words), []
     places = _fitting(tokens, both)
     layers = sorted({layer for layer, _ in neurons})
     for pair, prompts, where in zip(tqdm(pairs, desc="patching", disable=not progress), both, places, strict=True):
@@ -349,7 +338,7 @@ def _listed(
     """The k best of a scan, patched exactly, with what they write."""
     table = found.to_frame(k, flips)
     exact = patched(vlm, pairs, found.top(k), found.head, tokens, **options)
-    table = table.assign(exact=[interval_of(x) for x in exact.T], p_exact=sign_flips(exact, flips).p)
+    table = table.assign(exact=[value_interval(x) for x in exact.T], p_exact=sign_flips(exact, flips).p)
     vectors = torch.cat([written(vlm, row.layer, [row.neuron]) for row in table.itertuples()])
     signs = torch.tensor(np.where(table.activation < 0, -1.0, 1.0)[:, None]).to(vectors)
     return table.join(_moves(exact, pairs)).join(naming(vlm, signs * vectors, options["words"]))
@@ -407,7 +396,7 @@ class Feeders:
         """A row a head, the strongest first: `score` (`Interval`), `p` (sign flips, Benjamini-Hochberg over all these heads)."""
         flat = self.scores.reshape(len(self.scores), -1)
         places = pd.MultiIndex.from_product([range(n) for n in self.scores.shape[1:]], names=["layer", "head"])
-        frame = pd.DataFrame({"score": [interval_of(x) for x in flat.T], "p": _corrected(flat, flips)}, places)
+        frame = pd.DataFrame({"score": [value_interval(x) for x in flat.T], "p": _corrected(flat, flips)}, places)
         return frame.iloc[np.argsort(-flat.mean(0), kind="stable")]
 
     def edges(self, heads: Iterable[Place]) -> list[Edge]:
@@ -445,7 +434,7 @@ def feeders(
     along by itself (a patch's own embedding) is in no head, and not in here.
     """
     layer, n = checked_places(vlm, [neuron], "neuron")[0]
-    both, metrics, found = _twins(vlm, pairs, answer), pair_metrics(vlm, pairs, metric, words), []
+    both, metrics, found = _twins(vlm, pairs, answer), metrics_of(vlm, pairs, metric, words), []
     for pair, prompts, where in zip(tqdm(pairs, desc="feeders", disable=not progress), both, _fitting(tokens, both), strict=True):
         own = collect(vlm, _sides(prompts, noising)[0], ["neurons"], layers=layer, positions=where)
         held = patch(own, layer, neurons=[n], positions=where)

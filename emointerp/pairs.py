@@ -412,6 +412,7 @@ def _opened(pair: Pair) -> tuple[list[Image.Image], list[str]]:
 
 
 def fingerprint(image: Image.Image) -> str:
+    """Tells pictures apart by their pixels, whatever they are called."""
     return hashlib.blake2b(image.tobytes() + str(image.size).encode(), digest_size=16).hexdigest()
 
 

@@ -1,7 +1,10 @@
 """One style for all figures: quiet, colour-blind safe, a colour per emotion everywhere."""
 
 import io
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
@@ -45,3 +48,15 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: floa
     with matplotlib.rc_context(STYLE):
         figure = ShownFigure(figsize=(width, height), layout="constrained", dpi=110)
         return figure, figure.subplots(rows, columns, squeeze=squeeze)
+
+
+def ends(intervals: Iterable[Any]) -> np.ndarray:
+    """Means, lower and upper ends of intervals, one row each: [3, n]."""
+    return np.array([(i.mean, i.low, i.high) for i in intervals]).T
+
+
+def band(axis: Any, x: Any, intervals: Iterable[Any], color: str, label: str, style: str = "-") -> None:
+    """Means as a line, with their intervals as a band."""
+    mean, low, high = ends(intervals)
+    axis.plot(x, mean, style, color=color, marker="o", markersize=4, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

@@ -22,7 +22,7 @@ from emointerp.directions import POOLED, Directions, last_residuals
 from emointerp.errors import InputError
 from emointerp.models import VLM, to_image
 from emointerp.pairs import Pair, fingerprint
-from emointerp.plots import new_figure
+from emointerp.plots import band, new_figure
 from emointerp.statistics import mean_interval
 
 SHOWN = {
@@ -52,9 +52,7 @@ class UnmodifiedPass:
         """Shares by layer; chance for "which emotion" is dotted (for "emotional or not" it is one half)."""
         frame, (figure, axis) = self.to_frame(), new_figure(width=7.5, height=3.6)
         for column, (label, color) in SHOWN.items():
-            mean, low, high = (np.array([getattr(i, end) for i in frame[column]]) for end in ("mean", "low", "high"))
-            axis.plot(frame.index, mean, color=color, marker="o", markersize=4, label=label)
-            axis.fill_between(frame.index, low, high, color=color, alpha=0.18, linewidth=0)
+            band(axis, frame.index, frame[column], color, label)
         axis.axhline(self.chance, color="#6b7078", linestyle=":", linewidth=1)
         axis.set(ylim=(0, 1.03), xlabel="layer", ylabel="share of pictures", xticks=frame.index)
         axis.set_title("Read off the residual stream, nothing pushed")

@@ -22,10 +22,10 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.pairs import Pair, check_number
-from emointerp.plots import new_figure
-from emointerp.statistics import Interval, ratio_interval
-from emointerp.tracing import Activations, Metric, collect
+from emointerp.pairs import Pair
+from emointerp.plots import ends, new_figure
+from emointerp.statistics import value_interval
+from emointerp.tracing import Activations, collect
 from emointerp.tracing.branches import prefix_of
 from emointerp.tracing.verbs import checked_layers
 from emointerp.world import Scene
@@ -57,7 +57,7 @@ class Sources:
         """
         table = self.table.assign(**{span: self.table.span == span for span in (*SPANS, OTHER)})
         shown = ["agrees", "attention", "most_attended", *SPANS, OTHER, *(f"{m}{end}" for m in MASKS for end in ("", "_area"))]
-        rows = {at: {name: interval_of(some[name]) for name in shown if name in some} for at, some in _by_head(table)}
+        rows = {at: {name: value_interval(some[name]) for name in shown if name in some} for at, some in _by_head(table)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["layer", "head"])
 
     def tokens(self, layer: int, head: int) -> list[int]:
@@ -120,7 +120,7 @@ def source_tokens(
     head's layer: it needs no gradient, and knows nothing of what comes later. In Gemma models there is no such check.
     """
     heads = checked_places(vlm, heads, "head")
-    metrics, rows = pair_metrics(vlm, pairs, metric, words), []
+    metrics, rows = metrics_of(vlm, pairs, metric, words), []
     for i, pair in enumerate(tqdm(pairs, desc="source tokens", disable=not progress)):
         prompt = vlm.prompt(*pair.plus, answer=answer)
         layers = sorted({layer for layer, _ in heads})
@@ -185,11 +185,6 @@ class _Masks:
 # what neurons and sources share
 
 
-def pair_metrics(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words) -> dict[str, Metric]:
-    check_number(pairs)
-    return metrics_of(vlm, [pair.emotion for pair in pairs], metric, words)
-
-
 def checked_places(vlm: VLM, places: Iterable[Sequence[SupportsIndex]], what: str) -> list[Place]:
     """Places (layer, number) that the model has, each once, in their order."""
     places, n = list(dict.fromkeys((int(layer), int(i)) for layer, i in places)), vlm.anatomy.n_heads
@@ -203,6 +198,7 @@ def checked_places(vlm: VLM, places: Iterable[Sequence[SupportsIndex]], what: st
 
 
 def refuse_norms(vlm: VLM) -> None:
+    """Refuse models where a norm stands between what a part writes and the residual stream."""
     if hasattr(part(vlm.model, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
         raise InputError(
             "In Gemma models a norm follows what heads and neurons write, so a single one's length along S cannot be told; "
@@ -211,20 +207,14 @@ def refuse_norms(vlm: VLM) -> None:
 
 
 def unit(direction: Tensor) -> Tensor:
+    """A direction of length 1, in float32."""
     return direction.float() / direction.float().norm()
-
-
-def interval_of(values: Any) -> Interval:
-    """Mean and interval of what is no share, so that no rule of three bounds zeros."""
-    values = np.asarray(values, float)
-    kept = values[~np.isnan(values)]
-    return ratio_interval(kept, np.ones(len(kept))) if kept.size else Interval(np.nan, np.nan, np.nan, 0)
 
 
 def _dots(axis: Any, y: np.ndarray, shown: Mapping[str, tuple[pd.Series, str]]) -> None:
     for k, (label, (intervals, color)) in enumerate(shown.items()):
         at = y + 0.18 * (k - (len(shown) - 1) / 2)
-        mean, low, high = np.array([(i.mean, i.low, i.high) for i in intervals]).T
+        mean, low, high = ends(intervals)
         axis.errorbar(mean, at, xerr=np.maximum(0, (mean - low, high - mean)), fmt="o", markersize=4, color=color, label=label)
 
 

@@ -72,6 +72,17 @@ def ratio_interval(above: ArrayLike, below: ArrayLike, level: float = 0.95, resa
     return Interval(float(a.mean() / b.mean()), float(low), float(high), a.size)
 
 
+def value_interval(values: ArrayLike) -> Interval:
+    """Mean and bootstrap interval of what is no share, so that no rule of three bounds zeros; NaNs are left out.
+
+    >>> print(value_interval([0.0, 0.0, np.nan]))
+    0.00 [0.00, 0.00] (n = 2)
+    """
+    data = np.asarray(values, float)
+    kept = data[~np.isnan(data)]
+    return ratio_interval(kept, np.ones(len(kept))) if kept.size else Interval(np.nan, np.nan, np.nan, 0)
+
+
 @dataclass(frozen=True)
 class SignFlips:
     """Sign-flip tests of the means of m columns of paired differences, each of shape [m].

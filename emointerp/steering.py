@@ -33,7 +33,7 @@ from emointerp.lens import emotion_tokens, lens_logits
 from emointerp.lens import words_of as words_of_vectors
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.pairs import Pair
-from emointerp.plots import COLORS, new_figure
+from emointerp.plots import COLORS, band, new_figure
 from emointerp.start_here import tell_all
 from emointerp.statistics import Interval, mean_interval, ratio_interval, with_controls
 from emointerp.tracing import perplexity, sweep
@@ -219,7 +219,8 @@ class Steering:
         column = frame["plain" if no_gap else "C"]
         for i, name in enumerate(self.table.direction.unique()):
             some = pd.Series({layer: column[name, layer, alpha] for layer, alpha in alphas.items()})
-            _band(axis, some, label=name, color="#0072B2" if name == S else _GRAYS[i % len(_GRAYS)], dashed=name != S)
+            color = "#0072B2" if name == S else _GRAYS[i % len(_GRAYS)]
+            band(axis, some.index, some, color, name, "-" if name == S else "--")
         axis.axhline(0, color="#6b7078", linewidth=0.8)
         strengths = [f"{layer}\nα = {alpha:g}" if self.table.alpha.nunique() > 1 else layer for layer, alpha in alphas.items()]
         axis.set_xticks(list(alphas), strengths, fontsize=9)
@@ -304,7 +305,8 @@ def steer(
 
     `directions` is S, or names several: {"S": S, "random": [S.random(i) for i in range(20)], …}; "S" is the one that others are
     controls of. Each pair is pushed towards its own emotion, or `towards` each of those named (labels of the directions; "pooled"
-    is none). `layers` None: all. Pairs that were used to find a direction are no test of it: take another split.
+    is none). `layers` None: all. `max_cost` says which stories are clean (`Steering`). Pairs that were used to find a direction are
+    no test of it: take another split.
     """
     _check_pairs(pairs, wheels)
     given = {S: directions} if isinstance(directions, Directions) else directions
@@ -437,12 +439,6 @@ def semantic_projection(
 
 _NOTE = {"fontsize": 8, "ha": "left", "va": "bottom", "color": "#6b7078"}
 _GRAYS = ("#8A8F98", "#E69F00", "#CC79A7", "#56B4E9", "#6b7078")
-
-
-def _band(axis: Any, intervals: pd.Series, label: str, color: str, dashed: bool) -> None:
-    mean, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
-    axis.plot(intervals.index, mean, color=color, marker="o", markersize=4, label=label, linestyle="--" if dashed else "-")
-    axis.fill_between(intervals.index, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def _check_measure(measure: str) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from emointerp.emotions import BASIC, NEUTRAL
 from emointerp.errors import InputError
-from emointerp.world import HARD_TESTS, SPLITS, identity, pairs, sample, setting, splits, training_example
+from emointerp.pairs import world_pairs
+from emointerp.world import HARD_TESTS, SPLITS, identity, sample, setting, splits, training_example
 from emointerp.world.expression import MODES, REST
 from emointerp.world.expression import sample as sample_expression
 
@@ -52,12 +53,13 @@ def test_the_mask_is_not_the_whole_face():
 
 
 def test_a_twin_is_neutral_and_keeps_everything_else():
-    for emotional, neutral in pairs("direction", 12):
-        assert emotional.event == neutral.event
-        assert neutral.scene.emotion == NEUTRAL and neutral.scene.expression == REST
-        assert not neutral.scene.signifiers
-        same = {k: v for k, v in emotional.scene.factors().items() if k in ("subject", "style", "place", "hat", "seed", "tilt")}
-        assert same.items() <= neutral.scene.factors().items()
+    for pair in world_pairs("direction", 12):
+        emotional, neutral = pair.emotional, pair.neutral
+        assert pair.plus[1] == pair.minus[1]
+        assert neutral.emotion == NEUTRAL and neutral.expression == REST
+        assert not neutral.signifiers
+        same = {k: v for k, v in emotional.factors().items() if k in ("subject", "style", "place", "hat", "seed", "tilt")}
+        assert same.items() <= neutral.factors().items()
 
 
 def test_a_picture_depends_on_its_scene_alone():

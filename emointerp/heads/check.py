@@ -24,14 +24,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from emointerp.circuit import revision
 from emointerp.directions import Directions
 from emointerp.errors import InputError
 from emointerp.heads.drawing import GRAY, INK
-from emointerp.heads.measures import Measure, Measured, checked_positions, fingerprint, measure_of, patched_head
+from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
 from emointerp.lens import Words, head_writes
 from emointerp.models import VLM, Prompt
-from emointerp.models.anatomy import part
-from emointerp.pairs import Pair, check_aligned, twin_prompts
+from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.statistics import against_random, ratio_interval
 from emointerp.tracing import Activations, SetHead, collect, mean_ablation, resample_ablation
@@ -126,8 +126,8 @@ def check_heads(
     norms = _norms(vlm, acts, both)
     drawn = (heads, *matched_sets(heads, norms, sets, near, apart, seed))
     settings = {
-        "model": vlm.name, "weights": _weights(vlm), "metric": measure.name, "layer": layer, "donors": donors,
-        "positions": list(where), "answer": answer, "seed": seed, "pairs": [fingerprint(p[0]) for p in both],
+        "model": vlm.name, "weights": revision(vlm), "metric": measure.name, "layer": layer, "donors": donors,
+        "positions": list(where), "answer": answer, "seed": seed, "pairs": [fingerprint(p[0].image) for p in both],
         "words": {e: list(some) for e, some in words.items()} if words else None, "max_new_tokens": max_new_tokens,
         "directions": float(directions.vectors.double().abs().sum()) if directions else None,
         "events": [pair.event for pair in pairs], "sets": [list(map(list, some)) for some in drawn],
@@ -274,11 +274,6 @@ def _described(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray) -> pd.DataF
     tested = set(drawn[0])
     rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[head] for head in some]))) for some in drawn]
     return pd.DataFrame(rows, columns=["heads", "overlap", "norm"]).rename_axis("set")
-
-
-def _weights(vlm: VLM) -> float:
-    """A number that tells a model's weights from those of another training."""
-    return float(part(vlm.model, vlm.anatomy.norm).weight.detach().double().sum())
 
 
 class _Kept:

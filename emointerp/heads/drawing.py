@@ -2,17 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from emointerp.statistics import Interval, ratio_interval
-
 INK, GRAY = "#23262d", "#8A8F98"
-
-
-def mean_of(values: pd.Series) -> Interval:
-    """Mean and interval of what is no share, so that no rule of three bounds zeros."""
-    return ratio_interval(values, np.ones(len(values)))
 
 
 def means(column: pd.Series) -> pd.Series:

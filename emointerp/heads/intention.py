@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from emointerp.directions import Directions
-from emointerp.heads.drawing import draw_map, mean_of, means
+from emointerp.heads.drawing import draw_map, means
 from emointerp.heads.measures import check_directions
 from emointerp.lens import head_writes
 from emointerp.models import VLM
 from emointerp.pairs import Pair, check_number, twin_prompts
 from emointerp.plots import new_figure
-from emointerp.statistics import sign_flips
+from emointerp.statistics import sign_flips, value_interval
 from emointerp.tracing import Activations, collect
 
 
@@ -37,7 +37,7 @@ class Intention:
         """A row a layer and head: `emotional`, `neutral` and `difference` (`Interval`s), and its p, also `corrected` (max-T)."""
         rows, table = {}, self.table.assign(difference=self.table.emotional - self.table.neutral)
         for place, some in table.groupby(["layer", "head"]):
-            rows[place] = {column: mean_of(some[column]) for column in ("emotional", "neutral", "difference")}
+            rows[place] = {column: value_interval(some[column]) for column in ("emotional", "neutral", "difference")}
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["layer", "head"])
         test = sign_flips(table.pivot(index="pair", columns=["layer", "head"], values="difference")[frame.index])
         return frame.assign(p=test.p, corrected=test.corrected)

@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from emointerp.directions import Directions
 from emointerp.errors import InputError
-from emointerp.heads.drawing import draw_map, mean_of, means
-from emointerp.heads.measures import Measure, Measured, checked_positions, fingerprint, measure_of, patched_head
+from emointerp.heads.drawing import draw_map, means
+from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
 from emointerp.lens import Words
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, twin_prompts
+from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
-from emointerp.statistics import Interval, ratio_interval, sign_flips
+from emointerp.statistics import Interval, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Activations, collect
 from emointerp.tracing.verbs import checked_layers
 
@@ -81,7 +81,7 @@ class HeadMap:
         """
         differences, pairs = self.differences(), self.pairs()
         gap, test = pairs.donor - pairs.receiver, sign_flips(differences, flips)
-        rows = [{"effect": ratio_interval(moved, gap), "difference": mean_of(moved)} for _, moved in differences.items()]
+        rows = [{"effect": ratio_interval(moved, gap), "difference": value_interval(moved)} for _, moved in differences.items()]
         return pd.DataFrame(rows, index=differences.columns).assign(p=test.p, corrected=test.corrected)
 
     def top(self, k: int = 10) -> pd.DataFrame:
@@ -234,6 +234,6 @@ def _mapped(
     places = pd.MultiIndex.from_product([layers, range(vlm.anatomy.n_heads)], names=PLACE).to_frame(index=False)
     for i, (pair, prompts) in enumerate(zip(tqdm(pairs, desc=kind, disable=not progress), both, strict=True)):
         receiver, donor, found = values(prompts[::-1] if direction == "denoising" else prompts, pair.emotion)
-        about = {"pair": i, "emotion": pair.emotion, "picture": fingerprint(prompts[0])}
+        about = {"pair": i, "emotion": pair.emotion, "picture": fingerprint(prompts[0].image)}
         frames.append(places.assign(**about, value=found, receiver=receiver, donor=donor))
     return HeadMap(pd.concat(frames, ignore_index=True), measure.name, direction, kind)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 from jaxtyping import Float
@@ -88,7 +87,7 @@ def measure_of(
         raise InputError(f"metric is {metric!r}; expected {', '.join(map(repr, NAMES))} or a Metric.")
     if metric not in (RESTORATION, PROJECTION):
         name = metric if isinstance(metric, str) else as_metric(metric).name
-        return Measure(vlm, name, metrics_of(vlm, emotions, metric, words), max_new_tokens)
+        return Measure(vlm, name, metrics_of(vlm, pairs, metric, words), max_new_tokens)
     check_directions(vlm, directions, metric)
     if metric == RESTORATION and layer is None:
         raise InputError("Restoration is measured at l_emo; name it: layer=3 (`Steering.emotional_layer` finds it).")
@@ -120,8 +119,3 @@ def checked_positions(positions: object, measure: Measure) -> tuple:
     if measure.metrics is None and where != ("last",):
         raise InputError(f"A story's heads are patched from the last token on: positions='last', not {positions!r}.")
     return where
-
-
-def fingerprint(prompt: Prompt) -> str:
-    """Tells pictures apart, whatever they are called."""
-    return blake2b(prompt.image.tobytes() + str(prompt.image.size).encode(), digest_size=8).hexdigest()

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
-from emointerp.heads.drawing import draw_map, mean_of, means
+from emointerp.heads.drawing import draw_map, means
 from emointerp.lens import draw_over
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_number
 from emointerp.plots import new_figure
-from emointerp.statistics import ratio_interval, sign_flips
+from emointerp.statistics import ratio_interval, sign_flips, value_interval
 from emointerp.tracing import collect
 from emointerp.world.scene import Scene
 
@@ -46,8 +46,8 @@ class VisualHeads:
         """
         rows = {}
         for place, some in self.table.groupby(["layer", "head"]):
-            rows[place] = {"share": mean_of(some.share), "least": some.groupby("emotion").share.mean().min()}
-            rows[place] |= {"entropy": mean_of(some.entropy)}
+            rows[place] = {"share": value_interval(some.share), "least": some.groupby("emotion").share.mean().min()}
+            rows[place] |= {"entropy": value_interval(some.entropy)}
             known = some.dropna(subset=REGIONS)
             if len(known):
                 rows[place] |= {region: ratio_interval(known[region], known[f"{region}_area"]) for region in REGIONS}

@@ -16,7 +16,7 @@ from emointerp.world.expression import Expression
 from emointerp.world.language import caption, questions, story, story_prompt
 from emointerp.world.scene import Scene, sample_scene
 from emointerp.world.sheet import contact_sheet
-from emointerp.world.splits import HARD_TESTS, Example, identity, pairs, sample, training_example
+from emointerp.world.splits import HARD_TESTS, Example, identity, sample, training_example
 
 __all__ = [
     "HARD_TESTS",
@@ -29,7 +29,6 @@ __all__ = [
     "identity",
     "loaded_events",
     "neutral_events",
-    "pairs",
     "questions",
     "sample",
     "sample_scene",

@@ -79,12 +79,6 @@ def sample(
     return examples
 
 
-def pairs(split: str = "direction", n: int = 60, seed: int = 0, **options) -> list[tuple[Example, Example]]:
-    """Aligned pairs (emotional, its neutral twin) with one affect-free event each; options as in `sample`."""
-    emotional = sample(split, n, seed, emotions=BASIC, **options)
-    return [(e, replace(e, scene=e.scene.neutral())) for e in emotional]
-
-
 def training_example(rng: np.random.Generator) -> Example:
     """One example of the training mix: graded intensities, signifiers and loaded events at the documented rates."""
     emotion = NEUTRAL if rng.random() < 0.2 else str(rng.choice(BASIC))
