@@ -4,13 +4,12 @@ A head at the last token takes the feeling from somewhere, its *source token* (`
 of earlier layers: *trigger* neurons answer to the picture (`trigger_neurons`). At the last token others say what has been gathered:
 *state* neurons, whose value vectors name an emotion (`state_neurons`). And a neuron again is fed by heads below it (`feeders`).
 
-Scores are attribution patching, `(m+ - m-) * dM/dm` of emotional picture and neutral twin (Nanda 2023; Syed et al. 2023): a
-straight line laid along the metric M, for all neurons at once. The best are then patched exactly (`patched`), on the same pairs or
-better on others. What a neuron does *through a head* is the metric's whole change less its change with the head held still.
-
-The gradient is taken beside the neutral twin, into which a patch puts the emotional picture's value ("denoising"). With
-`noising=True` it is the other way round; there a model that is sure has hardly a gradient, and the pictures that it gets wrong
-have the say.
+Scores are attribution patching, `(m+ - m-) * dM/dm` of emotional picture and neutral twin (Nanda 2023; Syed et al. 2023), for all
+neurons at once: the metric M is taken for a straight line. It is none where a head looks elsewhere, or a neuron rests, until much
+has come together: beside the neutral twin alone the slope of what wakes such a part is nothing, or has the wrong sign. So the slope
+is the mean of those in both runs (the trapezoid rule of integrated gradients: Sundararajan et al. 2017; Hanna et al. 2024). The
+best are then patched exactly (`patched`), on the same pairs or better on others. What a neuron does *through a head* is the
+metric's whole change less its change with the head held still.
 """
 
 from collections import Counter
@@ -32,10 +31,10 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, emotion_tokens, lens_logits, metrics_of, value_vectors, words_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.pairs import Pair, check_aligned, twin_prompts
+from emointerp.pairs import Pair, check_aligned, check_disjoint, twin_prompts
 from emointerp.plots import COLORS, new_figure
 from emointerp.sources import GRAY, SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
-from emointerp.statistics import benjamini_hochberg, sign_flips, value_interval
+from emointerp.statistics import benjamini_hochberg, flips_by_group, sign_flips, value_interval
 from emointerp.tracing import Edit, Metric, SetHead, collect, patch, sweep
 
 Tokens = Sequence[int] | str | None  # one a pair, a span, or the last
@@ -100,10 +99,9 @@ def neuron_scores(
     *,
     words: Words = None,
     answer: str = "I felt",
-    noising: bool = False,
     progress: bool = True,
 ) -> NeuronScores:
-    """`(m+ - m-)[l, n, t] * dM/dm[l, n, t]` of all neurons.
+    """`(m+ - m-)[l, n, t] * dM/dm[l, n, t]` of all neurons, the slope a mean over both runs.
 
     Without a head: at the last token, all layers. With one: at its source token (of `sources`, found where they are not given), or
     at all tokens of the picture (`sources="visual"`), in the layers below it, through the head alone: the gradient less that with
@@ -119,8 +117,8 @@ def neuron_scores(
     layers = range(vlm.anatomy.n_layers if head is None else at[0][0])
     found = []
     for pair, prompts, where in zip(tqdm(pairs, desc="neurons", disable=not progress), both, tokens, strict=True):
-        held = _held(vlm, _sides(prompts, noising)[0], at[0]) if at else None
-        found.append(attribution(vlm, prompts, metrics[pair.emotion], "neurons", layers, where, held, noising))
+        held = [_held(vlm, prompt, at[0]) for prompt in prompts] if at else None
+        found.append(attribution(vlm, prompts, metrics[pair.emotion], "neurons", layers, where, held))
     scores, activations = (np.stack(some) for some in zip(*found, strict=True))
     emotions = tuple(pair.emotion for pair in pairs)
     aligned = None if directions is None else _aligned(vlm, activations, emotions, directions)
@@ -134,23 +132,22 @@ def attribution(
     site: str,
     layers: Iterable[int],
     tokens: Sequence[int],
-    held: Edit | None = None,
-    noising: bool = False,
+    held: Sequence[Edit] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(a+ - a-) * dM/da` of a site's activations, summed over tokens, and the mean of a+; [layer, …, width].
 
-    `prompts`: the emotional one and its twin; `site`: "neurons" or "heads".
+    `prompts`: the emotional one and its twin; `site`: "neurons" or "heads". The slope is the mean of those in the two runs.
 
-    With `held`, an edit that leaves something at its own value, only what goes through that something: a difference of two
-    gradients. What is a thousandth of the whole has three digits fewer; in 16 bits nothing is left of it, so load in float32.
+    With `held`, an edit for each prompt that leaves something at its own value, only what goes through that something: the
+    difference of two gradients. What is a thousandth of the whole has three digits fewer; in 16 bits nothing is left of it, so load
+    in float32.
     """
-    where: dict[str, Any] = {"layers": layers, "positions": tokens}
-    receiver, donor = _sides(prompts, noising)
-    here, there = collect(vlm, receiver, [site], wrt=metric, **where), collect(vlm, donor, [site], **where)
-    slope = getattr(here.gradients, site)
-    if held is not None:
-        slope = slope - getattr(collect(vlm, receiver, [site], [held], wrt=metric, **where).gradients, site)
-    plus, minus = (getattr(acts, site) for acts in ((here, there) if noising else (there, here)))
+    where: dict[str, Any] = {"layers": layers, "positions": tokens, "wrt": metric}
+    acts = [collect(vlm, prompt, [site], **where) for prompt in prompts]
+    slope = sum(getattr(one.gradients, site) for one in acts) / 2
+    for prompt, edit in zip(prompts, held or (), strict=held is not None):
+        slope = slope - getattr(collect(vlm, prompt, [site], [edit], **where).gradients, site) / 2
+    plus, minus = (getattr(one, site) for one in acts)
     return ((plus - minus) * slope).float().sum(-2).cpu().numpy(), plus.float().mean(-2).cpu().numpy()
 
 
@@ -203,7 +200,8 @@ class Neurons:
     """Neurons that were looked at closely, a row each (and a head that it wakes) in `table`:
 
     - `layer`, `neuron`, `kind` ("trigger", "state", or "unnamed": at the last token, naming nothing), `head`, its token's `span`;
-    - `score`, attribution, and `p`, corrected for all neurons; `exact`, by patching, and `p_exact`, corrected for those listed;
+    - `score`, attribution, and `p`, corrected for all neurons; `exact`, by patching, and `p_exact`, over all pairs or those of an
+      emotion (`flips_by_group`), corrected for those listed;
     - `activation` (its sign: the sense in which the neuron writes), `aligned` (`m * <v_n, S_hat>`);
     - `words`, what `sign(m) * v_n` makes likely; `mass`, the probability of the words of the emotion that it names best;
     - `emotion`: for neurons at the last token the named one; for triggers the one of `moves`, if that has half of the effect;
@@ -281,8 +279,9 @@ def state_neurons(
     A value vector names the emotion whose words have the largest mass in it, if one of these is among its ten likeliest words.
     `held_out`: pairs to patch exactly; on `pairs` themselves, the default, the winners of the scan look better than they are.
     """
+    check_disjoint(pairs, held_out or ())
     options: dict[str, Any] = {"metric": metric, "words": words, "answer": answer, "progress": progress}
-    found = neuron_scores(vlm, pairs, directions=directions, noising=noising, **options)
+    found = neuron_scores(vlm, pairs, directions=directions, **options)
     table = _listed(vlm, found, held_out or pairs, None, k, flips, options | {"noising": noising}).assign(head="", span="L")
     named = table.names != ""
     table = table.assign(kind=np.where(named, "state", "unnamed"), emotion=table.names.where(named, GENERAL))
@@ -313,17 +312,18 @@ def trigger_neurons(
     """
     if at not in ("source", "visual"):
         raise InputError(f"at is {at!r}; expected 'source' or 'visual'.")
+    check_disjoint(pairs, held_out or ())
     heads, tables = checked_places(vlm, heads, "head"), []
     options: dict[str, Any] = {"metric": metric, "words": words, "answer": answer, "progress": progress}
     sources, later = (
         "visual" if at == "visual" else source_tokens(vlm, some, heads, **options) for some in (pairs, held_out or pairs)
     )
     for head in (head for head in heads if head[0] > 0):
-        found = neuron_scores(vlm, pairs, head, sources, directions, noising=noising, **options)
+        found = neuron_scores(vlm, pairs, head, sources, directions, **options)
         tokens = later if at == "visual" else later.tokens(*head)
         table = _listed(vlm, found, held_out or pairs, tokens, k, flips, options | {"noising": noising})
-        span = "V" if at == "visual" else later.table.query("layer == @head[0] and head == @head[1]").span.mode()[0]
-        tables.append(table.assign(head=head_name(*head), span=span))
+        spans = ["V" if at == "visual" else _usual_span(later, head, emotion) for emotion in table.moves]
+        tables.append(table.assign(head=head_name(*head), span=spans))
     if not tables:
         raise InputError("All heads are in the first layer; no neurons lie below them.")
     table = pd.concat(tables, ignore_index=True).assign(kind="trigger")
@@ -332,21 +332,27 @@ def trigger_neurons(
     return Neurons(table, _named_by_chance(vlm, table.layer, words, seed))
 
 
+def _usual_span(sources: Sources, head: Place, emotion: str) -> str:
+    """Where a head's source token lies most often in an emotion's pictures; it may rest elsewhere in those of others."""
+    t = sources.table
+    return t.span[(t.layer == head[0]) & (t["head"] == head[1]) & (t.emotion == emotion)].mode()[0]
+
+
 def _listed(
     vlm: VLM, found: NeuronScores, pairs: Sequence[Pair], tokens: Tokens, k: int, flips: int, options: dict
 ) -> pd.DataFrame:
     """The k best of a scan, patched exactly, with what they write."""
-    table = found.to_frame(k, flips)
+    table, emotions = found.to_frame(k, flips), [pair.emotion for pair in pairs]
     exact = patched(vlm, pairs, found.top(k), found.head, tokens, **options)
-    table = table.assign(exact=[value_interval(x) for x in exact.T], p_exact=sign_flips(exact, flips).p)
+    table = table.assign(exact=[value_interval(x) for x in exact.T], p_exact=flips_by_group(exact, emotions, flips))
     vectors = torch.cat([written(vlm, row.layer, [row.neuron]) for row in table.itertuples()])
     signs = torch.tensor(np.where(table.activation < 0, -1.0, 1.0)[:, None]).to(vectors)
-    return table.join(_moves(exact, pairs)).join(naming(vlm, signs * vectors, options["words"]))
+    return table.join(_moves(exact, emotions)).join(naming(vlm, signs * vectors, options["words"]))
 
 
-def _moves(exact: Float[np.ndarray, "pair neuron"], pairs: Sequence[Pair]) -> pd.DataFrame:
+def _moves(exact: Float[np.ndarray, "pair neuron"], emotions: Sequence[str]) -> pd.DataFrame:
     """On which emotion's pictures each neuron does most, and its share of all positive effects."""
-    means = pd.DataFrame(exact).groupby([pair.emotion for pair in pairs]).mean().clip(lower=0)
+    means = pd.DataFrame(exact).groupby(emotions).mean().clip(lower=0)
     return pd.DataFrame({"moves": means.idxmax(), "share": (means.max() / means.sum()).fillna(0.0)})
 
 
@@ -424,7 +430,6 @@ def feeders(
     *,
     words: Words = None,
     answer: str = "I felt",
-    noising: bool = False,
     progress: bool = True,
 ) -> Feeders:
     """Which heads, at the same token, make a neuron what it is beside the emotional picture and not beside its twin?
@@ -436,9 +441,9 @@ def feeders(
     layer, n = checked_places(vlm, [neuron], "neuron")[0]
     both, metrics, found = _twins(vlm, pairs, answer), metrics_of(vlm, pairs, metric, words), []
     for pair, prompts, where in zip(tqdm(pairs, desc="feeders", disable=not progress), both, _fitting(tokens, both), strict=True):
-        own = collect(vlm, _sides(prompts, noising)[0], ["neurons"], layers=layer, positions=where)
-        held = patch(own, layer, neurons=[n], positions=where)
-        scores, _ = attribution(vlm, prompts, metrics[pair.emotion], "heads", range(layer + 1), where, held, noising)
+        own = collect(vlm, prompts, ["neurons"], layers=layer, positions=where)
+        held = [patch(one, layer, neurons=[n], positions=where) for one in own]
+        scores, _ = attribution(vlm, prompts, metrics[pair.emotion], "heads", range(layer + 1), where, held)
         found.append(scores.sum(-1))
     return Feeders(np.stack(found), (layer, n))
 

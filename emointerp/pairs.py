@@ -136,6 +136,13 @@ def check_number(pairs: Sequence[Pair]) -> None:
         raise InputError(f"{len(pairs)} pairs came; two or more are needed to say how sure a mean is: world_pairs('test', 36).")
 
 
+def check_disjoint(chosen_on: Sequence[Pair], held_out: Sequence[Pair]) -> None:
+    """Refuse to test on pictures that something was chosen on."""
+    shared = set.intersection(*({fingerprint(to_image(pair.emotional)) for pair in some} for some in (chosen_on, held_out)))
+    if shared:
+        raise InputError(f"{len(shared)} emotional pictures stand in both sets; take pairs of different splits.")
+
+
 def check_aligned(vlm: VLM, pairs: Sequence[Pair], both: Sequence[list[Prompt]]) -> None:
     """Refuse pairs whose two prompts do not have their tokens in the same places, which patching needs; `both` are theirs."""
 

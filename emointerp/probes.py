@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 from emointerp.directions import POOLED, Directions, last_residuals
 from emointerp.errors import InputError
-from emointerp.models import VLM, to_image
-from emointerp.pairs import Pair, fingerprint
+from emointerp.models import VLM
+from emointerp.pairs import Pair, check_disjoint
 from emointerp.plots import band, new_figure
 from emointerp.statistics import mean_interval
 
@@ -67,9 +67,7 @@ def unmodified_pass(
 
     `answer` begins the answer, as in `steering.differences`: read where the directions were found.
     """
-    shared = set.intersection(*({fingerprint(to_image(p.emotional)) for p in some} for some in (fit, held_out)))
-    if shared:
-        raise InputError(f"{len(shared)} emotional pictures stand in both sets; take pairs of different splits.")
+    check_disjoint(fit, held_out)
     unknown = {p.emotion for p in (*fit, *held_out)} - set(directions.emotions)
     if unknown:
         raise InputError(f"There are no directions of {', '.join(sorted(unknown))}; there are {', '.join(directions.emotions)}.")

@@ -144,6 +144,21 @@ def benjamini_hochberg(p: ArrayLike) -> np.ndarray:
     return false_discovery_control(np.asarray(p, float), method="bh")
 
 
+def flips_by_group(differences: ArrayLike, groups: ArrayLike, flips: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Is a column of paired differences zero in all pairs, and in those of every group? One p-value each, by sign flips.
+
+    The smallest over all pairs and over the groups, times the number of these tests (Bonferroni). What works in one group of six
+    is noise to a test of all. With n pairs a group, no p-value of a group's is below `2 / 2**n` before that.
+
+    >>> works_in_a = np.r_[np.ones((12, 1)), np.zeros((60, 1))]
+    >>> flips_by_group(works_in_a, list("a" * 12 + "b" * 60)).round(2).tolist()
+    [0.0]
+    """
+    x, groups = np.asarray(differences, float), np.asarray(groups)
+    sets = [x] + [x[groups == group] for group in np.unique(groups) if (groups == group).sum() > 1]
+    return np.minimum(1.0, len(sets) * np.min([sign_flips(some, flips, seed=seed).p for some in sets], axis=0))
+
+
 def against_random(observed: float, random: ArrayLike) -> float:
     """p-value of an effect among those of matched random controls: `(1 + #{T_r >= T}) / (R + 1)`.
 

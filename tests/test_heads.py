@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tiny_families
 import torch
-from scipy.stats import entropy, kstest, spearmanr
+from scipy.stats import entropy, false_discovery_control, kstest, spearmanr
 from tiny_models import picture
 
 from emointerp import heads
@@ -29,6 +29,7 @@ from emointerp.heads import (
 from emointerp.lens import emotion_tokens, head_writes
 from emointerp.models import bridge, load
 from emointerp.pairs import Pair, twin_prompts, world_pairs
+from emointerp.statistics import sign_flips
 from emointerp.tracing import Metric, SetHead, collect
 
 EVENT = "The phone rang twice while I was cooking."
@@ -282,6 +283,25 @@ def test_middle_against_deep_by_exchanging_heads():
     assert right.images[0].get_array().shape == (12, 6) and left.get_yticklabels()[5].get_text() == "1.1"
 
 
+def test_a_head_of_one_emotion_is_found_by_the_pairs_of_that_emotion():
+    """40 heads: one serves all, one joy alone, one always brings a thousandth over; the rest is noise."""
+    means, noise = np.zeros((6, 40)), np.full(40, 0.2)
+    means[:, 3], means[3, 7], means[:, 11], noise[11] = 0.5, 0.3, 0.001, 1e-4
+    found = scored(means, noise, per=20, seed=3)
+    assert found.to_frame().corrected[0, 7] > 0.05  # the test of all pairs overlooks it
+    assert found.passed().tolist() == [(0, 3), (0, 7)] and found.passed(alpha=1e-5).empty
+    assert set(found.passed(least=0.0)) == {(0, 3), (0, 7), (0, 11)} and found.passed(least=0.4).tolist() == [(0, 3)]
+
+
+def test_effects_and_p_values_of_each_emotion():
+    found = scored(np.array([[0.2, 0.0, 0.5], [0.0, 0.3, 0.5]]), 0.3, per=9)
+    table, mine = found.by_emotion(), found.of("disgust")
+    gap, p = mine.pairs().donor - mine.pairs().receiver, sign_flips(mine.differences()).p
+    assert table.loc["disgust"].p.tolist() == pytest.approx(p.tolist())
+    assert [i.mean for i in table.loc["disgust"].effect] == pytest.approx((mine.differences().mean() / gap.mean()).tolist())
+    assert table.corrected.tolist() == pytest.approx(false_discovery_control(table.p).tolist())
+
+
 def test_specificity_is_refused_on_the_data_that_chose():
     found = scored(np.ones((6, 3)), 0.1)
     held = scored(np.ones((6, 3)), 0.1, seed=1)
@@ -291,7 +311,9 @@ def test_specificity_is_refused_on_the_data_that_chose():
         specificity(found, HeadMap(held.table, "mass", "denoising"))
     with pytest.raises(InputError, match=r"lacks 1 heads of the first, such as \(0, 2\)"):
         specificity(found, scored(np.ones((6, 2)), 0.1, seed=1))
-    with pytest.raises(InputError, match=r"No head passes its test \(smallest corrected p: 0\.\d+\)"):
+    with pytest.raises(
+        InputError, match=r"No head passes its test with 0.02 of the gap or more \(smallest corrected p of all heads: "
+    ):
         specificity(scored(np.zeros((6, 3)), 1), held)
     with pytest.raises(InputError, match="give two or more of them, with two or more held-out pairs each"):
         specificity(found, scored(np.ones((6, 3)), 0.1, per=1, seed=1))

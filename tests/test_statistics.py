@@ -9,6 +9,7 @@ from emointerp.errors import InputError
 from emointerp.statistics import (
     against_random,
     benjamini_hochberg,
+    flips_by_group,
     holm,
     mean_interval,
     random_directions,
@@ -147,3 +148,15 @@ def test_an_effect_beside_its_controls():
     assert table.p_holm.tolist()[1:] == pytest.approx(holm(largest).tolist())
     with pytest.raises(InputError, match=r"effect has shape \[40\]; controls with other pairs: wrong \[3\]"):
         with_controls(effect, {"wrong": [1, 2, 3]})
+
+
+def test_flips_by_group_find_what_works_in_one_group_and_keep_their_level():
+    """Under nothing at all no more than 5% are below 0.05; what works in one group of six is seen, which the test of all is not."""
+    rng, groups = np.random.default_rng(0), np.repeat(list("abcdef"), 12)
+    noise = rng.normal(size=(72, 2000))
+    p = flips_by_group(noise, groups, 2000)
+    assert (p <= 0.05).mean() < 0.05 and (benjamini_hochberg(p) <= 0.05).sum() <= 2
+    mine = np.where(groups == "c", 1.0, 0.0)[:, None] + 0.5 * rng.normal(size=(72, 40))
+    assert (flips_by_group(mine, groups) <= 0.05).mean() > 0.9 > (sign_flips(mine).p <= 0.05).mean()
+    steady = np.r_[np.ones(10), np.tile([1.0, -1.0], 5)][:, None]  # in a only its own sign and the opposite are as far out, of 1024
+    assert flips_by_group(steady, list(10 * "a" + 10 * "b"), 100_000) == pytest.approx(3 * 2 / 1024, rel=0.3)

@@ -11,23 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import pandas as pd
 import pytest
+import tiny_families
+import torch
 from PIL import Image
 from tiny_models import picture, random_vlm  # noqa: F401 - a fixture
 
-from emointerp.emotions import named
+from emointerp.emotions import named, words_for
 from emointerp.errors import InputError, ModelError, OutputError
+from emointerp.heads.visual import attention_on
+from emointerp.lens import emotion_tokens
 from emointerp.models import load
-from emointerp.pairs import world_pairs
+from emointerp.pairs import twin_prompts, world_pairs
 from emointerp.start_here import EVENT
-from emointerp.statistics import with_controls
+from emointerp.statistics import Interval, with_controls
 from emointerp.steering import steering_vectors
-from emointerp.tour import Job, run, steering
+from emointerp.tour import Job, heads, run, steering
 from emointerp.tour.report import _json, _plain
-from emointerp.tracing import AddVector, perplexity
+from emointerp.tracing import AddVector, SetHead, perplexity
 from emointerp.world import sample
 
 SMALL = {"direction": 24, "selection": 6, "tuning": 12, "test": 6}
+FEW = {"selection": 24, "test": 6}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +46,17 @@ def small_steering():
 
 
 @pytest.fixture(scope="session")
-def report(tmp_path_factory, small_steering):
+def small_heads():
+    """The chapter on heads with fewer pictures, random sets and neurons."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "PAIRS", FEW)
+        patch.setattr(heads, "SETS", 20)
+        patch.setattr(heads, "NEURONS", 5)
+        yield
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory, small_steering, small_heads):
     """One tour for several tests: a drawn picture from a file, a photograph, and a name that needs escaping."""
     from skimage import data
 
@@ -143,6 +159,140 @@ def test_where_no_push_helps_the_chapter_says_so_and_ends(small_steering, monkey
 def test_what_the_controls_leave_of_a_gain(effect, drawn, words, small_steering):
     table = with_controls(np.full(20, effect), {"random": [np.full(20, x) for x in drawn]})
     assert words in steering._verdict(table)
+
+
+def masses(vlm):
+    """Log probability of an emotion's words, next after a prompt, by plain hooks: a function of prompt, emotion and edits."""
+    table = emotion_tokens(vlm)
+
+    def log_mass(prompt, emotion, edits=()):
+        ids = table.id[table.emotion == emotion].tolist()
+        return float(oracle.logits(vlm, prompt, edits).log_softmax(-1)[ids].logsumexp(-1))
+
+    return log_mass
+
+
+def place(name):
+    """A head by its name in the report."""
+    return tuple(map(int, name.split(".")))
+
+
+def test_report_finds_heads_and_tests_them_on_other_pictures(report):
+    """The heads are the report's; what they do on the test split is done anew by plain hooks."""
+    page, results = report
+    told, vlm, html = results["heads"], load(), page.read_text()
+    assert len(told["map"]) == 64 and len(told["heads"]) == heads.MOST and set(told["heads"]) <= set(told["passed"])
+    effects = [told["map"][name]["effect"]["mean"] for name in told["heads"]]
+    assert effects == sorted(effects, reverse=True) and min(effects) > 0
+    assert all(told["map"][name]["corrected"] <= 0.05 for name in told["passed"])
+    log_mass, gained, gaps, names = masses(vlm), [], [], told["heads"][:2]
+    for pair in world_pairs("test", FEW["test"]):
+        emotional, neutral = twin_prompts(vlm, pair, "I felt")
+        kept = oracle.caches(vlm, emotional)
+        last = {layer: kept["heads", layer][-1].unflatten(-1, (vlm.anatomy.n_heads, -1)) for layer in range(vlm.anatomy.n_layers)}
+        put = [SetHead(layer, head, last[layer][head]) for layer, head in map(place, told["heads"])]
+        own = log_mass(neutral, pair.emotion)
+        gaps.append(log_mass(emotional, pair.emotion) - own)
+        gained.append([log_mass(neutral, pair.emotion, edits) - own for edits in (put, put[:1], put[1:2])])
+    expected = np.mean(gained, 0) / np.mean(gaps)
+    test = told["test split"]
+    assert test["together"]["restoration"]["effect"]["mean"] == pytest.approx(expected[0], abs=2e-4)
+    assert [test["alone"][name]["effect"]["mean"] for name in names] == pytest.approx(expected[1:].tolist(), abs=2e-4)
+    assert test["together"]["restoration"]["sets"] == 20 and "20 sets cannot put p below 0.048; notebook 06 draws 100" in html
+    assert "Enough: put together into the neutral twins&#39; runs they close" in html and "Not needed: without them" in html
+
+
+def test_report_looks_where_the_heads_look(report):
+    """Attention of a plain eager forward."""
+    page, results = report
+    told, vlm = results["heads"]["pictures"], load(attn_implementation="eager")
+    assert list(told) == [p["picture"] for p in results["start_here"]["pictures"]]
+    scene = sample("test", 1, emotions=("fear",))[0].scene
+    prompt = vlm.prompt(scene, "I found a <b>letter</b> on the table.", answer="I felt")
+    with torch.no_grad():
+        attention = vlm.model(**prompt.inputs, use_cache=False, output_attentions=True).attentions
+    shown = list(told.values())[2]
+    assert list(shown["on the picture"]) == results["heads"]["heads"]
+    for name, on in shown["on the picture"].items():
+        layer, head = place(name)
+        assert on == pytest.approx(float(attention[layer][0, head, -1, list(prompt.visual)].sum()), abs=1e-3)
+    assert shown["even"] == pytest.approx(64 / len(prompt), abs=1e-4)
+    assert f"would have {shown['even']:.0%} there" in page.read_text()
+
+
+def test_report_says_what_neurons_write_beside_random_ones(report):
+    page, results = report
+    told, vlm = results["heads"]["neurons"], load()
+    best = told["strongest"][0]
+    assert len(told["strongest"]) == 5 and told["name"]["n"] == 5 and 0 < told["random ones"] < 0.5
+    vector = vlm.model.get_submodule(f"{vlm.anatomy.layers}.{best['layer']}.mlp.down_proj").weight[:, best["neuron"]]
+    with torch.no_grad():
+        likely = [vlm.model.lm_head(vlm.model.model.language_model.norm(sign * vector)).argmax() for sign in (1, -1)]
+    assert best["words"].split(" (")[0].strip() in [vlm.tokenizer.decode([i]).strip() for i in likely]
+    assert f"{told['random ones']:.0%} of random neurons of the same layers do" in page.read_text()
+
+
+def test_where_pictures_make_no_sure_difference_no_heads_are_tested(random_vlm, small_heads):  # noqa: F811
+    chapter = heads.chapter(random_vlm, Job((("noise", picture()),), EVENT))
+    assert "no sure difference that heads could bring over, and none were tested" in chapter.summary[0]
+    assert chapter.results["heads"] == [] and [title for title, _ in chapter.blocks] == ["noise"]
+    on = attention_on(random_vlm, random_vlm.prompt(picture(), EVENT, answer="I felt")).sum(-1)
+    shown = chapter.results["pictures"]["noise"]["on the picture"]
+    assert list(shown.values()) == pytest.approx(sorted(on.flatten(), reverse=True)[: heads.MOST])
+    assert all(on[place(name)] == share for name, share in shown.items())
+    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+
+
+def test_where_no_head_passes_the_chapter_says_so_and_ends(small_heads, monkeypatch):
+    monkeypatch.setattr(heads, "ALPHA", 0.0)
+    chapter = heads.chapter(load(), Job((("noise", picture()),), EVENT))
+    assert "None of 64 heads, put alone" in chapter.summary[0] and "no set to check" in chapter.summary[0]
+    assert len(chapter.blocks) == 2 and "test split" not in chapter.results and len(chapter.results["map"]) == 64
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_the_whole_chapter_on_random_models_of_other_families(family, small_heads, monkeypatch):
+    """Their few words name no joy or disgust, and what they see makes no difference; here both are said to be so."""
+    lists = {"joy": ["church"], "disgust": ["teacher"]}
+    monkeypatch.setattr("emointerp.lens.words_for", lambda emotion: lists.get(emotion) or words_for(emotion))
+    monkeypatch.setattr(heads, "PAIRS", {"selection": 6, "test": 4})
+    monkeypatch.setattr(heads, "SETS", 4)
+    monkeypatch.setattr(heads, "ALPHA", 1.0)
+    monkeypatch.setattr(heads, "_gap", lambda found: Interval(1.0, 0.5, 1.5, 6))
+    chapter = heads.chapter(tiny_families.vlm(family), Job((("noise", picture()),), EVENT))
+    assert chapter.results["heads"] and set(chapter.results["test split"]["together"]) == set(heads.DONE)
+    assert len(chapter.summary) == 5 and len(chapter.blocks) == 5
+    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("effects", "words"),
+    [
+        ([(0.8, 0.6, 0.9, 0.01)], "Enough"),
+        ([(0.8, 0.6, 0.9, 0.2)], "No more enough than random heads of these layers"),
+        ([(0.3, 0.2, 0.4, 0.01)], "Not enough"),
+        ([(0.6, 0.4, 0.8, 0.01)], "Not surely enough"),
+        ([(0.8, 0.6, 0.9, 0.01), (0.2, 0.1, 0.3, 0.01)], "Not surely enough"),
+    ],
+)
+def test_what_effects_and_random_sets_say_of_a_set(effects, words):
+    rows = [pd.Series({"effect": Interval(*effect, 9), "p": p}) for *effect, p in effects]
+    assert heads._verdict("enough", rows) == words
+
+
+def test_a_set_of_heads_leaves_others_of_its_layers_for_random_sets():
+    passed = pd.MultiIndex.from_tuples([(2, 1), (2, 0), (2, 3), (0, 2), (1, 0)], names=["layer", "head"])
+    assert heads._with_room(passed, 4) == [(2, 1), (2, 0), (0, 2), (1, 0)]
+
+
+def test_where_weights_cannot_be_read_neurons_are_left_out(random_vlm, monkeypatch):  # noqa: F811
+    def refused(*_, **__):
+        raise InputError("Quantised weights cannot be read as vectors; load the model without `bits`.")
+
+    monkeypatch.setattr(heads, "state_neurons", refused)
+    neurons = heads._neurons(random_vlm, [], [])
+    assert heads._neuron_line(neurons).startswith("Neurons were left out. Quantised weights cannot be read")
+    assert heads._neuron_blocks(neurons) == [] and set(heads._neuron_results(neurons)) == {"left out"}
 
 
 def test_results_are_json_for_strict_readers():

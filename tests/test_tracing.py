@@ -167,6 +167,14 @@ def test_a_sweep_over_prompts_and_over_labels_of_two_columns():
     assert abs(grid.loc[1, 2] - effects[(frame.layer == 1) & (frame["head"] == 2)].mean()) < 1e-6
 
 
+def test_labels_of_different_kinds_stay_as_they_are():
+    vlm = vlm_of("qwen2_vl")
+    cell = {(1, 2): [SetHead(1, 2, torch.zeros(vlm.anatomy.d_head))], "none": [], (1, 2, "again"): []}
+    found = sweep(vlm, prompt_of(vlm), cell, logit_of(5), progress=False)
+    assert found.to_frame().intervention.tolist() == [(1, 2), "none", (1, 2, "again")]
+    assert float(found.values[0, 1]) == pytest.approx(float(found.baseline[0]), abs=CLOSE)
+
+
 def logit_of(token: int):
     return lambda logits: logits[:, token]
 

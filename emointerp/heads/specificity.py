@@ -82,19 +82,20 @@ def specificity(
     held: HeadMap,
     *,
     alpha: float = 0.05,
+    least: float = 0.02,
     threshold: float = 0.5,
     stages: Mapping[str, Iterable[int]] | None = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> Specificity:
-    """Specificity, on `held`, of the heads that `found` shows to bring something over (corrected p up to `alpha`, effect above 0).
+    """Specificity, on `held`, of the heads that `found` shows to bring something over: `HeadMap.passed(alpha, least)`.
 
     The two maps are of different pictures and of the same metric and direction; effects are shares of each emotion's own gap.
     `stages` maps names to layers: by default the thirds early, middle and deep. Intervals take the gaps as known. A `threshold` of
     0.5 is about what a head has that serves the square root of n emotions alike, 2 or 3 of 6, and no other.
     """
     _check_apart(found, held)
-    heads = _passed(found, alpha)
+    heads = _passed(found, alpha, least)
     moved = held.shares()[heads]
     emotions, codes = np.unique(held.pairs().emotion, return_inverse=True)
     if len(emotions) < 2 or np.bincount(codes).min() < 2:
@@ -129,12 +130,14 @@ def _check_apart(found: HeadMap, held: HeadMap) -> None:
         raise InputError(f"The second map lacks {len(missing)} heads of the first, such as {min(missing)}; map the same layers.")
 
 
-def _passed(found: HeadMap, alpha: float) -> pd.MultiIndex:
-    frame = found.to_frame()
-    passed = frame.index[(frame.corrected <= alpha) & (means(frame.effect) > 0)]
+def _passed(found: HeadMap, alpha: float, least: float) -> pd.MultiIndex:
+    passed = found.passed(alpha, least).sort_values()
     if not len(passed):
-        best = frame.corrected.min()
-        raise InputError(f"No head passes its test (smallest corrected p: {best:.3g}); give more pairs, or a larger alpha.")
+        best = found.to_frame().corrected.min()
+        raise InputError(
+            f"No head passes its test with {least:g} of the gap or more (smallest corrected p of all heads: {best:.3g}); give more "
+            "pairs, a larger alpha, or a smaller `least`."
+        )
     return passed
 
 

@@ -101,8 +101,8 @@ def plot_attention(vlm: VLM, prompt: Prompt, heads: Sequence[tuple[int, int]]) -
     on = attention_on(vlm, prompt)
     if wrong := [head for head in heads if not all(0 <= i < n for i, n in zip(head, on.shape, strict=False))]:
         raise InputError(f"Heads {wrong} are out of range; this model has {on.shape[0]} layers of {on.shape[1]} heads.")
-    columns = min(4, len(heads))
-    rows = -(-len(heads) // columns)
+    rows = -(-len(heads) // 4)
+    columns = -(-len(heads) // rows)  # six are three above three
     figure, axes = new_figure(rows, columns, width=2.2 * columns, height=2.4 * rows, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -18,10 +18,10 @@ from emointerp.models import VLM, load, to_image
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.tour import lens, start_here, steering
+from emointerp.tour import heads, lens, start_here, steering
 from emointerp.tour.chapter import Chapter, Job
 
-CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (start_here.chapter, lens.chapter, steering.chapter)
+CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (start_here.chapter, lens.chapter, steering.chapter, heads.chapter)
 
 
 def run(

@@ -229,9 +229,10 @@ def _labels(given: list[list[Hashable]], names: Sequence[str] | None) -> pd.Inde
         raise InputError("The interventions have other labels for one prompt than for another; give all prompts the same.")
     if not given[0]:
         raise InputError("There are no interventions to sweep over.")
-    if isinstance(given[0][0], tuple):
+    sizes = {len(label) if isinstance(label, tuple) else None for label in given[0]}
+    if len(sizes) == 1 and None not in sizes:
         return pd.MultiIndex.from_tuples(given[0], names=names or [f"label_{i}" for i in range(len(given[0][0]))])
-    return pd.Index(given[0], name=names[0] if names else "intervention")
+    return pd.Index(given[0], name=names[0] if names else "intervention", tupleize_cols=False)
 
 
 def _result(labels: pd.Index, found: list[list[Any]], is_text: bool) -> Sweep:

@@ -3,10 +3,11 @@
 >>> from emointerp.widgets import start_here
 """
 
+from emointerp.widgets.heads import heads
 from emointerp.widgets.lens import lens
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.start_here import start_here
 from emointerp.widgets.steering import steering
 from emointerp.widgets.token_strip import TokenStrip
 
-__all__ = ["PatchGrid", "TokenStrip", "lens", "start_here", "steering"]
+__all__ = ["PatchGrid", "TokenStrip", "heads", "lens", "start_here", "steering"]

@@ -120,6 +120,9 @@ class PatchGrid(Tinted):
         return " ".join(f'{name}="{100 * share:g}%"' for name, share in percent.items())
 
     def _legend(self) -> str:
+        """The colour bar and its ends; nothing where there are no colours."""
+        if not self.values:
+            return ""
         bar = f'<span style="flex:1;height:9px;background:#fff;border:1px solid #8a8f98">{_FILLED.format(self.opacity)}</span>'
         ends = (f"<span>{escape(end)}</span>" for end in (self.low, self.high))
         return f'<div style="display:flex;align-items:center;gap:6px;margin-top:4px">{bar.join(ends)}</div>'

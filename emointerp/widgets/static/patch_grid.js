@@ -64,6 +64,7 @@ function render({ model, el }) {
 
   function colours() {
     const opacity = Math.round(255 * model.get("opacity")).toString(16).padStart(2, "0");
+    legend.style.display = model.get("values").length ? "" : "none";
     bar.style.opacity = model.get("opacity");
     bar.style.background = `linear-gradient(to right, ${model.get("_ramp").map(([colour]) => colour).join(", ")})`;
     for (const [i, node] of nodes) {

@@ -1,0 +1,1 @@
+"""Does it help, and what does it cost: methods, data sets and models in one harness, and readers of the benchmarks."""
