@@ -290,6 +290,9 @@ def test_a_head_of_one_emotion_is_found_by_the_pairs_of_that_emotion():
     found = scored(means, noise, per=20, seed=3)
     assert found.to_frame().corrected[0, 7] > 0.05  # the test of all pairs overlooks it
     assert found.passed().tolist() == [(0, 3), (0, 7)] and found.passed(alpha=1e-5).empty
+    parts = found.parts(1)
+    assert [(part.layer, part.head, part.position) for part in parts] == [(0, 3, "last")] and parts[0].p < 0.01
+    assert parts[0].score == pytest.approx(found.to_frame().effect[0, 3].mean)
     assert set(found.passed(least=0.0)) == {(0, 3), (0, 7), (0, 11)} and found.passed(least=0.4).tolist() == [(0, 3)]
 
 

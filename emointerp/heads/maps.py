@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from emointerp.circuit import Head
 from emointerp.directions import Directions
 from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
@@ -105,11 +106,21 @@ class HeadMap:
         Tested by `flips_by_group`, since a test of all pairs overlooks a head that serves one emotion of six (give twelve pairs or
         more an emotion), and corrected for all heads (Benjamini-Hochberg). A steady effect of a thousandth is left out by `least`.
         """
-        differences, pairs = self.differences(), self.pairs()
-        corrected = benjamini_hochberg(flips_by_group(differences, pairs.emotion))
-        effect = differences.mean() / (pairs.donor - pairs.receiver).mean()
-        most = np.maximum(effect, self.scores().max())
-        return effect[(corrected <= alpha) & (most >= least)].sort_values(ascending=False).index
+        effect, most = self._effect(), self.scores().max()
+        return effect[(self._corrected() <= alpha) & (np.maximum(effect, most) >= least)].sort_values(ascending=False).index
+
+    def parts(self, k: int = 10, alpha: float = 0.05, least: float = 0.02) -> list[Head]:
+        """Parts for a `Circuit`: the k of those that pass that bring most over, with their effect and corrected p."""
+        effect, p = self._effect(), self._corrected()
+        return [Head(*at, float(effect[at]), float(p[at])) for at in self.passed(alpha, least)[:k]]
+
+    def _effect(self) -> pd.Series:
+        pairs = self.pairs()
+        return self.differences().mean() / (pairs.donor - pairs.receiver).mean()
+
+    def _corrected(self) -> pd.Series:
+        differences = self.differences()
+        return pd.Series(benjamini_hochberg(flips_by_group(differences, self.pairs().emotion)), differences.columns)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """The k heads that bring the most over, the largest first; `.top(k).index` names them."""
