@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         circuit,
         directions,
         emotions,
+        evaluation,
         exercises,
         faithfulness,
         flow,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         tour,
         tracing,
         training,
+        veena,
         widgets,
         world,
     )
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
         sweep,
         verify,
     )
+    from emointerp.veena import Veena
 
 __version__ = "0.1.0"
 
@@ -84,18 +87,19 @@ _FACES = {
     "steering": "semantic_projection steer steering_vectors",
     "tracing": "AddVector Metric ScaleAttention ScaleNeurons SetHead SetNeurons SetResidual block_attention collect generate "
     "load_edits mean_ablation patch resample_ablation run save_edits sweep verify",
+    "veena": "Veena",
 }
 _FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for name in names.split()}
 
 __all__ = [
     "AddVector", "Circuit", "Directions", "Metric", "Pair", "ScaleAttention", "ScaleNeurons", "SetHead", "SetNeurons",
-    "SetResidual", "__version__", "activation_cache", "attribution_map", "block_attention", "bridge", "check_heads", "circuit",
-    "collect", "directions", "emotions", "exercises", "faithfulness", "flow", "generate", "head_map", "heads",
-    "information_flow", "knockouts", "lens", "load", "load_edits", "logit_lens", "mean_ablation", "models", "neuron_scores",
-    "neurons", "pairs", "patch", "patching", "plots", "probes", "read_pairs", "resample_ablation", "run", "save_edits",
-    "see_or_guess", "semantic_projection", "sources", "specificity", "start_here", "state_neurons", "statistics", "steer",
-    "steering", "steering_vectors", "sweep", "tell", "tour", "tracing", "training", "trigger_neurons", "unmodified_pass",
-    "verify", "widgets", "world", "world_pairs",
+    "SetResidual", "Veena", "__version__", "activation_cache", "attribution_map", "block_attention", "bridge", "check_heads",
+    "circuit", "collect", "directions", "emotions", "evaluation", "exercises", "faithfulness", "flow", "generate", "head_map",
+    "heads", "information_flow", "knockouts", "lens", "load", "load_edits", "logit_lens", "mean_ablation", "models",
+    "neuron_scores", "neurons", "pairs", "patch", "patching", "plots", "probes", "read_pairs", "resample_ablation", "run",
+    "save_edits", "see_or_guess", "semantic_projection", "sources", "specificity", "start_here", "state_neurons",
+    "statistics", "steer", "steering", "steering_vectors", "sweep", "tell", "tour", "tracing", "training", "trigger_neurons",
+    "unmodified_pass", "veena", "verify", "widgets", "world", "world_pairs",
 ]  # fmt: skip
 
 

@@ -1,12 +1,13 @@
-"""The command line: `emointerp tour` (the main job), `emointerp lab` (the course), `emointerp verify` (do the tools agree)."""
+"""The command line: `emointerp tour` (the main job), `lab` (the course), `verify` (do the tools agree), `evaluate` (what helps)."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emointerp.errors import EmointerpError
+from emointerp.errors import EmointerpError, InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +69,54 @@ def lab(
         open_lab(first)
     else:
         print(f"Notebooks: {folder}. Open them with: jupyter lab {first}")
+
+
+class Benchmark(StrEnum):
+    """What `evaluate` can run."""
+
+    world = "world"
+    mer_unibench = "mer-unibench"
+
+
+@app.command()
+def evaluate(
+    benchmark: Annotated[Benchmark, typer.Option(help="The drawn world, offline; or a copy of MER-UniBench.")] = Benchmark.world,
+    data: Annotated[Path | None, typer.Option(help="Folder of your copy of MER-UniBench.")] = None,
+    model: Annotated[str, typer.Option(help="'tiny' (bundled), a local folder, or a hub id.")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and tables; a run that was stopped goes on there.")] = None,
+    n: Annotated[int | None, typer.Option(help="Items of each set; by default 120 of the world, all of MER-UniBench.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Of sampled answers, may be given several times; and of frames.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: greedy answers; above it sampled ones.")] = 0.0,
+    method: Annotated[list[str] | None, typer.Option(help="A method; may be given several times. By default all.")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="Folder of MER-UniBench's wheel files; by default our own wheels.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out clips without a video or transcript.")] = False,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
+) -> None:
+    """Ask a model with and without each method that needs no fitting, score the answers, and say what each gains and costs."""
+    world, seeds = benchmark is Benchmark.world, seeds or [0]
+    if (data is None) != world:
+        raise InputError("--data goes with --benchmark mer-unibench, and is needed there; the world brings its own items.")
+    if len(seeds) > 1 and not world:
+        raise InputError(f"MER-UniBench takes one seed, which draws the frames; {len(seeds)} came.")
+    from emointerp.emotions import read_mer_unibench_wheels
+    from emointerp.evaluation.benchmarks import run_mer_unibench, run_world, standard, write_table, write_tables
+    from emointerp.evaluation.mer_unibench import folders
+    from emointerp.models import load
+
+    if data:
+        folders(data)  # refuses, before a model is loaded, what holds no set
+    methods, folder = standard(method or ()), out or Path(f"emointerp-{benchmark.value}")
+    vlm = load(model, device=device, dtype=dtype)
+    if world:
+        said = write_tables(
+            run_world(vlm, methods, folder, n=120 if n is None else n, seeds=seeds, temperature=temperature), folder
+        )
+    else:
+        options = {"wheels": read_mer_unibench_wheels(wheels) if wheels else None, "skip_missing": skip_missing}
+        options |= {"n": n, "seed": seeds[0], "temperature": temperature}
+        said = write_table(run_mer_unibench(vlm, methods, data, folder, **options), folder)
+    print(f"{said}\n\nKept in: {folder}")
 
 
 def main() -> None:

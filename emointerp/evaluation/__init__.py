@@ -1,1 +1,25 @@
-"""Does it help, and what does it cost: methods, data sets and models in one harness, and readers of the benchmarks."""
+"""Does it help, and what does it cost: methods, data sets and models in one harness, and readers of the benchmarks.
+
+>>> from emointerp import evaluation as ev
+>>> result = ev.evaluate(vlm, [ev.none(), mine], {"conflict": ev.world_items(vlm, "conflict")})          # doctest: +SKIP
+>>> result.to_frame(), result.goal("mine"), result.plot()                                                # doctest: +SKIP
+
+- **what is asked**: `Item`, `world_items` and the names in `SETS`; `mer_unibench` reads that benchmark.
+- **how**: a `Method` is a name and a function from items to answers (`none`, `edited`, `emotion_prompt`, `steering`; and, as others
+  have them, `pai`, `vaf`, `vcd`); `Decoding` says how they draw.
+- **among rivals**: `amplified` makes VEENA a method, `rivals` the others at strengths `tuned` by the same rule on `conflict_pairs`,
+  `random_like` the control.
+- **the harness**: `evaluate` gives an `Evaluation`; `benchmarks` has what `emointerp evaluate` runs.
+"""
+
+from emointerp.evaluation.baselines import pai, vaf, vcd
+from emointerp.evaluation.harness import evaluate
+from emointerp.evaluation.items import SETS, Item, conflict_pairs, world_items
+from emointerp.evaluation.methods import Decoding, Method, edited, emotion_prompt, none, oracle_steering, per_prompt, steering
+from emointerp.evaluation.strengths import amplified, random_like, rivals, tuned
+from emointerp.evaluation.tables import Evaluation
+
+__all__ = [
+    "SETS", "Decoding", "Evaluation", "Item", "Method", "amplified", "conflict_pairs", "edited", "emotion_prompt", "evaluate",
+    "none", "oracle_steering", "pai", "per_prompt", "random_like", "rivals", "steering", "tuned", "vaf", "vcd", "world_items",
+]  # fmt: skip

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.tracing.edits import Edit, ScaleAttention
-from emointerp.tracing.interleave import Visit, check_maskable, traced, writing
+from emointerp.tracing.interleave import Visit, check_maskable, scaled_after, traced, writing
 from emointerp.tracing.metrics import Metric
 from emointerp.tracing.plan import Layout, Plan, Rows, Tree, plan_answer, plan_prompt
 
@@ -221,11 +221,12 @@ class Branches:
                 language = part(self.vlm.model, self.vlm.anatomy.family.language)
                 return language(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state.flatten(0, 1)
         language, hidden = part(traced(self.vlm), self.vlm.anatomy.family.language), None
-        with language.trace(**inputs, past_key_values=self.cache, use_cache=True) as tracer:
-            visit(plan)
-            if until is not None:
-                tracer.stop()
-            hidden = language.output.last_hidden_state.save()
+        with scaled_after(self.vlm, plan):
+            with language.trace(**inputs, past_key_values=self.cache, use_cache=True) as tracer:
+                visit(plan)
+                if until is not None:
+                    tracer.stop()
+                hidden = language.output.last_hidden_state.save()
         return hidden if hidden is None else hidden.flatten(0, 1)
 
     def _inputs(self) -> dict[str, Any]:

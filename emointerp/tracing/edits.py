@@ -188,16 +188,20 @@ class ScaleNeurons(Write):
 class ScaleAttention(Edit):
     """Multiply attention from `query` to `key` positions by `factor` before it is normalised; 0 blocks it. `heads` None: all.
 
-    `log factor` is added to the scores before the softmax, which equals scaling after it and normalising again.
+    `log factor` is added to the scores before the softmax, which equals scaling after it and normalising again. With
+    `renormalise=False` the weights are scaled after the softmax and left as they are, so that they no longer sum to 1.
     """
 
     factor: numbers.Real
     query: Positions = FROM_LAST
     key: Positions = "visual"
     heads: Sequence[SupportsIndex] | None = None
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.renormalise, bool):
+            raise InputError(f"ScaleAttention: renormalise is {self.renormalise!r}; expected True or False.")
         self._set(query=_positions(self, self.query), key=_positions(self, self.key))
         if self.heads is not None:
             self._set(heads=_units(self, "heads", self.heads))

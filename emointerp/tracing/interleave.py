@@ -1,5 +1,7 @@
 """The one place where nnsight meets the model: visiting the sites of each layer in the order in which a forward reaches them."""
 
+import copy
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +13,14 @@ from nnsight import NNsight
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface
 
 from emointerp.errors import InputError
 from emointerp.models import VLM
 from emointerp.models.anatomy import part
 from emointerp.tracing.plan import Plan
+
+AFTER = "emointerp_after_softmax"  # how transformers knows attention whose weights are scaled after the softmax
 
 
 def traced(vlm: VLM) -> NNsight:
@@ -49,11 +54,11 @@ class Visit:
 
     def __call__(self, plan: Plan) -> None:
         layers, anatomy = part(traced(self.vlm), self.vlm.anatomy.layers), self.vlm.anatomy
-        if plan.attention:
+        if plan.attending:
             check_maskable(self.vlm)
         for i in sorted(plan.layers.union(*self.wanted.values())):
             layer = layers[i]
-            if i in plan.attention:
+            if i in plan.attending:
                 layer.self_attn.inputs = _biased(layer.self_attn.inputs, plan, i, anatomy.n_heads)
             self._site(layer.self_attn.o_proj, "input", plan, i, "heads", anatomy.n_heads)
             if i in self.wanted.get("attention", ()):
@@ -77,10 +82,11 @@ class Visit:
 def writing(vlm: VLM, plan: Plan) -> Iterator[None]:
     """While this lasts, plain hooks do a plan's writes: 0.4 ms a forward quicker than a trace, where nothing is collected."""
     anatomy = vlm.anatomy
-    if plan.attention:
+    if plan.attending:
         check_maskable(vlm)
     with ExitStack() as stack:
-        for i in sorted(plan.attention):
+        stack.enter_context(scaled_after(vlm, plan))
+        for i in sorted(plan.attending):
             layer = part(vlm.model, f"{anatomy.layers}.{i}")
             bias = partial(_bias_hook, plan, i, anatomy.n_heads)
             stack.callback(layer.self_attn.register_forward_pre_hook(bias, with_kwargs=True).remove)
@@ -106,19 +112,22 @@ def _bias_hook(plan: Plan, layer: int, n_heads: int, _module: Any, args: tuple, 
 
 
 def _biased(inputs: tuple, plan: Plan, layer: int, n_heads: int) -> tuple:
-    """The inputs of an attention layer with the plan's scores added to its mask."""
+    """The inputs of an attention layer with the plan's scores added to its mask, and what scales its weights after the softmax."""
     args, kwargs = inputs
     hidden, cache = args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")
     plan.check_shape(hidden)
     seen = hidden.shape[1] + (cache.get_seq_length(layer) if cache is not None else 0)
     mask = _additive(kwargs.get("attention_mask"), hidden, seen)
-    bias = plan.bias(layer, (hidden.shape[0], n_heads, hidden.shape[1], seen), mask)
-    both = mask + bias[..., seen - mask.shape[-1] :]  # a sliding cache holds the last keys only
-    if (_blind(both) & ~_blind(mask)).any():
+    shape, gone = (hidden.shape[0], n_heads, hidden.shape[1], seen), seen - mask.shape[-1]  # a sliding cache drops the first keys
+    both = mask + plan.bias(layer, shape, mask)[..., gone:]
+    if plan.blocks(layer) and (_blind(both) & ~_blind(mask)).any():
         raise InputError(
             f"ScaleAttention in layer {layer} leaves a token nothing to attend to; leave it at least its own position."
         )
-    return args, {**kwargs, "attention_mask": both}
+    after = {}
+    if layer in plan.after:
+        after[AFTER] = plan.bias(layer, shape, mask, after=True)[..., gone:].exp() * kwargs.get(AFTER, 1.0)
+    return args, {**kwargs, "attention_mask": both, **after}
 
 
 def _blind(mask: Tensor) -> Tensor:
@@ -128,9 +137,49 @@ def _blind(mask: Tensor) -> Tensor:
 
 def _additive(mask: Tensor | None, hidden: Tensor, keys: int) -> Tensor:
     """An attention mask as scores to add, 0 or -inf, [batch or 1, 1, queries, keys]; without one, the causal mask."""
+    queries = hidden.shape[1]
+    if mask is None and queries == 1:
+        return hidden.new_zeros(1, 1, 1, keys)
     if mask is None:
-        queries = hidden.shape[1]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).tril(keys - queries)[None, None]
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, -torch.inf)
+
+
+# weights scaled after the softmax
+
+
+@contextmanager
+def scaled_after(vlm: VLM, *plans: Plan) -> Iterator[None]:
+    """While this lasts, the layers in which plans scale weights after the softmax go through `_scaled_attention`.
+
+    No mask can do that. So these layers' attention gets a copy of its configuration, which names another attention function.
+    """
+    modules = [part(vlm.model, f"{vlm.anatomy.layers}.{i}").self_attn for i in set().union(*(plan.after for plan in plans))]
+    kept = [(module, module.config) for module in modules if module.config._attn_implementation != AFTER]
+    try:
+        for module, config in kept:
+            module.config = copy.copy(config)
+            module.config.before, module.config._attn_implementation = config._attn_implementation, AFTER
+        yield
+    finally:
+        for module, config in kept:
+            module.config = config
+
+
+def _scaled_attention(
+    module: Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple:
+    """The model's own eager attention with its weights scaled; where nothing is to be scaled, the attention that was set."""
+    factors, eager = kwargs.pop(AFTER, None), sys.modules[type(module).__module__].eager_attention_forward
+    if factors is None:
+        return AttentionInterface().get_interface(module.config.before, eager)(module, query, key, value, attention_mask, **kwargs)
+    # padding sees nothing, of which an eager softmax would make NaN
+    mask = attention_mask.clamp(min=torch.finfo(attention_mask.dtype).min)
+    weights = eager(module, query, key, value, mask, **kwargs)[1] * factors
+    values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # heads that share their keys and values
+    return (weights @ values).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(AFTER, _scaled_attention)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from emointerp.errors import InputError
 from emointerp.models import Prompt
@@ -71,22 +72,34 @@ EditLists = Sequence[Sequence[Edit]]
 class Plan:
     """The writes of one forward of [batch, tokens]: for each key token rows [k], units [k] and values [k, width]; and attention.
 
-    `attention[layer]` lists (batch rows, heads or None, query tokens, key columns, added score).
+    `attention[layer]` lists (batch rows, heads or None, query tokens, key columns, added score); `after[layer]` the same of what is
+    added to the logarithm of the weights after the softmax. `made` keeps what has been made of them.
     """
 
     tokens: int
     writes: dict[Key, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     attention: dict[int, list[tuple]] = field(default_factory=dict)
+    after: dict[int, list[tuple]] = field(default_factory=dict)
+    made: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
 
     @property
     def layers(self) -> set[int]:
         """Layers that are touched."""
-        return {key[0] for key in self.writes} | set(self.attention)
+        return {key[0] for key in self.writes} | self.attending
+
+    @property
+    def attending(self) -> set[int]:
+        """Layers whose attention is scaled."""
+        return set(self.attention) | set(self.after)
 
     @property
     def sites(self) -> set[tuple[int, str]]:
         """(layer, site) pairs that are written."""
         return {key[:2] for key in self.writes}
+
+    def blocks(self, layer: int) -> bool:
+        """Whether some attention of a layer is cut off."""
+        return any(added == -math.inf for *_, added in self.attention.get(layer, ()))
 
     def apply(self, layer: int, site: str, hidden: Tensor, n_units: int) -> Tensor:
         """A copy of `hidden` [batch, tokens, units * width] with the site's writes done; itself where there are none."""
@@ -108,14 +121,22 @@ class Plan:
                 "how tokens are fed (assisted or chunked decoding)."
             )
 
-    def bias(self, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
-        """Scores to add before the softmax, [batch, heads, queries, keys]."""
-        bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        for row, heads, queries, keys, added in self.attention[layer]:
-            chosen = torch.arange(shape[1]) if heads is None else torch.tensor(heads)
-            where = (torch.tensor([row]), *(t.to(like.device) for t in _outer(chosen, torch.tensor(queries), torch.tensor(keys))))
-            bias[where] += added
-        return bias
+    def bias(self, layer: int, shape: tuple[int, int, int, int], like: Tensor, after: bool = False) -> Tensor:
+        """Scores to add before the softmax, or to the logarithm of the weights `after` it, [batch, heads, queries, keys]."""
+        if (layer, after) not in self.made:  # the plan of an answer's tokens serves many steps, each with one key more
+            self.made[layer, after] = _bias((self.after if after else self.attention).get(layer, ()), shape, like)
+        made = self.made[layer, after]
+        return pad(made, (0, shape[-1] - made.shape[-1]))
+
+
+def _bias(listed: Sequence[tuple], shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
+    """What is added at each of the listed places, 0 elsewhere."""
+    bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    for row, heads, queries, keys, added in listed:
+        chosen = torch.arange(shape[1]) if heads is None else torch.tensor(heads)
+        where = (torch.tensor([row]), *(t.to(like.device) for t in _outer(chosen, torch.tensor(queries), torch.tensor(keys))))
+        bias[where] += added
+    return bias
 
 
 def _outer(heads: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,6 +190,7 @@ class _Draft:
         self.layout, self.tokens, self.device = layout, tokens, device
         self.parts: dict[Key, tuple[list[int], list[int], list[Tensor]]] = defaultdict(lambda: ([], [], []))
         self.attention: dict[int, list[tuple]] = defaultdict(list)
+        self.after: dict[int, list[tuple]] = defaultdict(list)
         self.rounds: dict[tuple, int] = defaultdict(int)
 
     def write(self, i: int, edit: Write, places: list[tuple[int, int]]) -> None:
@@ -192,7 +214,8 @@ class _Draft:
             return
         added = math.log(edit.factor) if edit.factor > 0 else -math.inf
         keys = [self.layout.key(i, p) for p in prompt.positions(edit.key)]
-        self.attention[edit.layer].append((places[0][0], edit.heads, [token for _, token in places], keys, added))
+        listed = self.attention if edit.renormalise else self.after
+        listed[edit.layer].append((places[0][0], edit.heads, [token for _, token in places], keys, added))
 
     def plan(self) -> Plan:
         writes = {
@@ -203,7 +226,7 @@ class _Draft:
             )
             for key, (rows, units, values) in self.parts.items()
         }
-        return Plan(self.tokens, writes, dict(self.attention))
+        return Plan(self.tokens, writes, dict(self.attention), dict(self.after))
 
 
 def check(edits: Sequence[Edit], anatomy: Anatomy, prompt: Prompt) -> None:

@@ -18,7 +18,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.tracing.activations import SITES, Activations
 from emointerp.tracing.edits import Edit
-from emointerp.tracing.interleave import Visit, traced
+from emointerp.tracing.interleave import Visit, scaled_after, traced
 from emointerp.tracing.metrics import Metric, as_metric
 from emointerp.tracing.plan import Plan, Rows, check, plan_answer, plan_prompt
 
@@ -106,7 +106,7 @@ def _generated(vlm: VLM, edits: Sequence[Edit], prompts: Sequence[Prompt], input
     def answer(**inputs: Any) -> None:
         answers.append(vlm.model.generate(**inputs, **options))
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), scaled_after(vlm, prefill, step_plan):
         warnings.filterwarnings("ignore", category=UserWarning, module="nnsight")  # that the loop below is ended by the model
         with model.trace(fn=answer, **inputs) as tracer:
             for step in tracer.all():
@@ -149,11 +149,12 @@ class _Batch:
         """Logits of the last tokens, [batch, vocabulary]; with `leaf`, gradients can flow from the first layer's input on."""
         model, plan = traced(self.vlm), self.plan()
         first = part(model, f"{self.vlm.anatomy.layers}.0")
-        with model.trace(**self.inputs, **self._positions(), use_cache=False, logits_to_keep=1):
-            if leaf:
-                first.input = first.input.detach().requires_grad_()
-            visit(plan)
-            logits = model.output.logits[:, -1].save()
+        with scaled_after(self.vlm, plan):
+            with model.trace(**self.inputs, **self._positions(), use_cache=False, logits_to_keep=1):
+                if leaf:
+                    first.input = first.input.detach().requires_grad_()
+                visit(plan)
+                logits = model.output.logits[:, -1].save()
         return logits
 
     def _positions(self) -> dict[str, Tensor]:

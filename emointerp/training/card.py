@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC, NEUTRAL, false_emotion, score
+from emointerp.evaluation.tables import loops
 from emointerp.models.vlm import VLM
 from emointerp.start_here import see_or_guess, tell_all
 from emointerp.statistics import Interval, mean_interval
@@ -54,17 +55,6 @@ def _clear(vlm: VLM, n: int) -> dict:
         "stories whose last sentence ends": mean_interval([a.endswith((".", "!", "?")) for a in answers]),
         "stories without a repeated trigram": mean_interval([not loops(a) for a in answers]),
     }
-
-
-def loops(text: str) -> bool:
-    """Whether three words come again in the same order.
-
-    >>> loops("the sun shone and the sun shone"), loops("the sun shone and the rain fell")
-    (True, False)
-    """
-    words = text.split()
-    grams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(set(grams)) < len(grams)
 
 
 def _neutral(vlm: VLM, n: int) -> dict:

@@ -1,0 +1,450 @@
+"""Panel of chapter 07: turn the strengths of heads and neurons, and read the story before and after, side by side.
+
+Behind it is one `generate` a change: what does not change with the strengths, the story without VEENA and how sure the model is
+there, is kept. The case study tells several pictures beside one event, those of equal strength in one batch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from html import escape
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+import pandas as pd
+
+from emointerp.emotions import BASIC, NEUTRAL, extract, named, score, words_for
+from emointerp.emotions.wheels import WheelsLike
+from emointerp.errors import InputError
+from emointerp.heads import HeadMap
+from emointerp.lens import Words
+from emointerp.markup import data_uri, marked, thumbnail
+from emointerp.models import VLM, Prompt
+from emointerp.neurons import Neurons
+from emointerp.start_here import conflict_intensities
+from emointerp.tracing import Edit, generate, perplexity
+from emointerp.veena import Place, Veena, confidence
+from emointerp.widgets.panel import SEED, Panel
+from emointerp.widgets.start_here import EVENTS
+from emointerp.world import SPLITS, Scene, loaded_events, sample
+
+BETAS, GAMMAS = (1.0, 16.0), (1.0, 3.0)  # where the sliders end
+HEADS = 10  # heads at the start
+LIMIT = 1.5  # a story that is so many times as perplexing stands out; the limit of `veena.fit`
+TOKENS = 64
+_BLUE, _ORANGE, _GRAY = "#0072B2", "#E69F00", "#8A8F98"
+
+
+class Strengths(NamedTuple):
+    """`beta` for the first `heads` of those found and `gamma` for the first `neurons`; `adaptive`: by the model's confidence."""
+
+    beta: float
+    gamma: float
+    heads: int
+    neurons: int
+    adaptive: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture and an event as the panel holds them: the prompt, and `before`, the story without VEENA.
+
+    `shows` is the picture's emotion (scenes only), `suggests` the event's (loaded events of the world only); None: not known.
+    """
+
+    name: str
+    event: str
+    prompt: Prompt = field(repr=False)
+    before: str
+    shows: str | None
+    suggests: str | None
+    picture: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story and the emotions that it `named`.
+
+    `seen`: it names what the picture shows; `exact`: and nothing else (both False where that is not known); `follows`: it names
+    what the event suggests, where the picture shows something else.
+    """
+
+    text: str
+    named: tuple[str, ...]
+    seen: bool
+    exact: bool
+    follows: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Mended:
+    """A story before and after. `value` is what was applied (None: nothing), with the strengths that `sure` asked for.
+
+    `cost` is the perplexity of the story after over that of the one before, both for the model without VEENA; `sure` a row of
+    `veena.confidence`, None where strengths are fixed.
+    """
+
+    shown: Shown
+    before: Story
+    after: Story
+    cost: float
+    value: Veena | None
+    sure: pd.Series | None = field(default=None, repr=False)
+
+
+def prepared(vlm: VLM, pictures: Mapping[str, Any], event: str) -> list[Shown]:
+    """Pictures beside one event, made ready for `compute`: they are told without VEENA, in one batch."""
+    prompts = [vlm.prompt(picture, event) for picture in pictures.values()]
+    stories = vlm.generate(prompts, max_new_tokens=TOKENS)
+    return [
+        Shown(name, event, prompt, story, _emotion(picture), suggested(event), data_uri(thumbnail(prompt.image, 320)))
+        for (name, picture), prompt, story in zip(pictures.items(), prompts, stories, strict=True)
+    ]
+
+
+def _emotion(picture: Any) -> str | None:
+    return picture.emotion if isinstance(picture, Scene) else None
+
+
+def suggested(event: str) -> str | None:
+    """The emotion that an event of the world suggests; None for neutral events and those of your own.
+
+    >>> suggested("A few hours ago someone scratched my new car with a key on purpose.")
+    'anger'
+    """
+    return _loaded().get(event.strip())
+
+
+@cache
+def _loaded() -> dict[str, str]:
+    return {event: emotion for split in SPLITS for emotion in BASIC for event in loaded_events(emotion, split)}
+
+
+def compute(
+    vlm: VLM, shown: Sequence[Shown], value: Veena | None, sure: pd.DataFrame | None = None, wheels: WheelsLike = None
+) -> list[Mended]:
+    """Each picture's story before and after; `value` None leaves it as it is.
+
+    With `sure`, rows of `confidence`, each picture has a strength of its own, as in `veena.adaptive`.
+    """
+    values = [value] * len(shown) if sure is None or value is None else [value.eased(round(share, 1)) for share in sure.share]
+    texts = _told(vlm, shown, [[] if one is None else one.edits() for one in values])
+    mended = []
+    for i, (one, text, applied) in enumerate(zip(shown, texts, values, strict=True)):
+        before, after = perplexity(vlm, one.prompt, [one.before, text])
+        stories = [_story(one, said, wheels) for said in (one.before, text)]
+        mended.append(Mended(one, *stories, after / before, applied, None if sure is None else sure.iloc[i]))
+    return mended
+
+
+def _told(vlm: VLM, shown: Sequence[Shown], edit_lists: Sequence[list[Edit]]) -> list[str]:
+    """The stories under each picture's edits, those with equal edits together; where there are none they are as before."""
+    groups: dict[tuple[Edit, ...], list[int]] = {}
+    for i, edits in enumerate(edit_lists):
+        groups.setdefault(tuple(edits), []).append(i)
+    texts = [one.before for one in shown]
+    for edits, rows in groups.items():
+        if edits:
+            told = generate(vlm, [shown[i].prompt for i in rows], edits, max_new_tokens=TOKENS)
+            texts = [dict(zip(rows, told, strict=True)).get(i, text) for i, text in enumerate(texts)]
+    return texts
+
+
+def _story(shown: Shown, text: str, wheels: WheelsLike) -> Story:
+    names = named(text, wheels)
+    follows = shown.suggests in names and shown.suggests != shown.shows
+    if shown.shows is None:
+        return Story(text, names, False, False, follows)
+    scores = score([text], shown.shows, wheels).iloc[0]
+    return Story(text, names, bool(scores.hit > 0.5), bool(scores.exact), follows)
+
+
+class VeenaPanel(Panel):
+    """The controls, and the story before and after; where asked for, beside the same event those of all pictures.
+
+    `controls` are "picture", "event", "beta", "gamma", "heads", "neurons", "adaptive" and "cases"; `mended` is what is shown,
+    `cases` the case study, `veena` the value that the sliders stand for, to be kept (None: no heads and no neurons).
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        whole: Veena,
+        heads: Sequence[Place],
+        pictures: Mapping[str, Any],
+        event: str,
+        start: Strengths,
+        words: Words,
+        wheels: WheelsLike,
+    ):
+        self._whole, self._heads, self._pictures = whole, heads, pictures
+        words = words or {emotion: words_for(emotion) for emotion in BASIC}  # else the lexicon is read each time
+        shown = lru_cache(maxsize=64)(lambda names, event: prepared(vlm, {name: pictures[name] for name in names}, event))
+        sure = lru_cache(maxsize=64)(
+            lambda names, event: confidence(vlm, [one.prompt for one in shown(names, event)], whole.l_emo, words=words)
+        )
+
+        def mended(names: tuple[str, ...], event: str, strengths: Strengths) -> list[Mended]:
+            known = sure(names, event) if strengths.adaptive else None
+            return compute(vlm, shown(names, event), self._value(strengths), known, wheels)
+
+        self._mended = lru_cache(maxsize=256)(mended)
+
+        def view(picture: str, event: str, cases: bool, **strengths: Any) -> str:
+            one, every = self._read(picture, event, cases, Strengths(**strengths))
+            return mended_html(one, wheels) + (cases_html(every, wheels) if every else "")
+
+        controls = _controls(pictures, event, start, len(heads), len(whole.neurons))
+        rows = (("picture", "adaptive", "cases"), ("heads", "beta"), ("neurons", "gamma"), ("event",))
+        super().__init__(controls, view, widgets.VBox([widgets.HBox([controls[name] for name in row]) for row in rows]))
+
+    @property
+    def mended(self) -> Mended:
+        """The story before and after, for the present values of the controls."""
+        return self._read(*(self.controls[name].value for name in ("picture", "event", "cases")), self._now)[0]
+
+    @property
+    def cases(self) -> list[Mended]:
+        """The same of all pictures beside the present event."""
+        return self._mended(tuple(self._pictures), self.controls["event"].value, self._now)
+
+    @property
+    def veena(self) -> Veena | None:
+        """What the sliders stand for, at its full strength."""
+        return self._value(self._now)
+
+    @property
+    def _now(self) -> Strengths:
+        return Strengths(*(self.controls[name].value for name in Strengths._fields))
+
+    def _read(self, picture: str, event: str, cases: bool, strengths: Strengths) -> tuple[Mended, list[Mended]]:
+        """The chosen picture, and all of them where these are asked for."""
+        names = tuple(self._pictures) if cases else (picture,)
+        every = self._mended(names, event, strengths)
+        return every[names.index(picture)], every if cases else []
+
+    def _value(self, strengths: Strengths) -> Veena | None:
+        heads, neurons = set(self._heads[: strengths.heads]), self._whole.neurons[: strengths.neurons]
+        if not (heads or neurons):
+            return None
+        sides = {side: [at for at in getattr(self._whole, side) if at in heads] for side in ("upstream", "downstream")}
+        beta = {"beta": strengths.beta, "beta_decode": strengths.beta}
+        return replace(self._whole, **sides, **beta, neurons=neurons, gamma=strengths.gamma)
+
+
+def _controls(pictures: Mapping[str, Any], event: str, start: Strengths, n_heads: int, n_neurons: int) -> dict[str, widgets.Widget]:
+    low, high = (math.log2(end) for end in BETAS)
+    late: dict[str, Any] = {"continuous_update": False}
+    return {
+        "picture": widgets.Dropdown(options=list(pictures), description="picture"),
+        "event": widgets.Combobox(value=event, options=EVENTS, description="event", layout=widgets.Layout(width="46em"), **late),
+        "beta": widgets.FloatLogSlider(
+            value=start.beta, base=2, min=low, max=high, step=0.25, readout_format=".3g", description="beta", **late
+        ),
+        "gamma": widgets.FloatSlider(value=start.gamma, min=GAMMAS[0], max=GAMMAS[1], step=0.1, description="gamma", **late),
+        "heads": widgets.IntSlider(start.heads, 0, n_heads, description="heads", **late),
+        "neurons": widgets.IntSlider(start.neurons, 0, n_neurons, description="neurons", **late),
+        "adaptive": widgets.ToggleButton(
+            value=False, description="adaptive", tooltip="strengths by the model's confidence in each picture"
+        ),
+        "cases": widgets.ToggleButton(value=False, description="case study", tooltip="the same event beside all pictures"),
+    }
+
+
+# the view
+
+
+def mended_html(mended: Mended, wheels: WheelsLike = None) -> str:
+    """The picture and the event, the two stories side by side with emotion words in their colours, and what the second one cost."""
+    shown = mended.shown
+    sides = (("without VEENA", mended.before, ""), ("with VEENA", mended.after, _figures(mended)))
+    return (
+        '<div style="display:flex;gap:1.2em;align-items:flex-start;margin:.4em 0;line-height:1.4">'
+        f'<img src="{shown.picture}" width="150" style="border-radius:6px" alt="the picture"/>'
+        f'<div style="flex:1;max-width:64em">{_asked(shown)}'
+        '<div style="display:flex;flex-wrap:wrap;gap:.6em 2em;margin-top:.5em">'
+        f"{''.join(_side(*side, wheels, shown) for side in sides)}</div></div></div>"
+    )
+
+
+def _asked(shown: Shown) -> str:
+    shows = f"the picture shows <b>{escape(shown.shows)}</b>" if shown.shows else "what the picture shows is not known"
+    return f'<div>{escape(shown.event)}</div><small style="opacity:.75">{shows}{_hint(shown, "; ")}</small>'
+
+
+def _hint(shown: Shown, before: str) -> str:
+    return f"{before}the event suggests <b>{escape(shown.suggests)}</b>" if shown.suggests else ""
+
+
+def _side(title: str, story: Story, figures: str, wheels: WheelsLike, shown: Shown) -> str:
+    return (
+        '<div style="flex:1 1 20em;border-top:1px solid #8a8f9855;padding-top:.3em">'
+        f'<small style="opacity:.75">{title}</small>'
+        f'<div style="font-size:1.1em;overflow-wrap:anywhere">{_text(story, wheels)}</div>'
+        f'<div style="margin-top:.3em">{_names(story, shown)}</div>{figures}</div>'
+    )
+
+
+def _text(story: Story, wheels: WheelsLike) -> str:
+    return marked(story.text, extract(story.text, wheels)) or "<i>nothing was said</i>"
+
+
+def _names(story: Story, shown: Shown) -> str:
+    """What a story names, and whether picture or event explain it."""
+    color, why = _outcome(story, shown)
+    said = escape(", ".join(story.named) or "no emotion")
+    return f'<span style="color:{color}">●</span> names <b>{said}</b>{why and f", {why}"}'
+
+
+def _outcome(story: Story, shown: Shown) -> tuple[str, str]:
+    """A colour and a reason: what the picture shows, what the event suggests, both or neither."""
+    reasons = [f"as the picture shows{' none' if shown.shows == NEUTRAL else ''}"] * story.seen
+    reasons += ["as the event suggests"] * story.follows + ["more"] * (story.seen and not (story.exact or story.follows))
+    color = _ORANGE if story.follows else _BLUE if story.seen else _GRAY
+    return color, " and ".join(reasons) or ("not what the picture shows" if shown.shows else "")
+
+
+def _figures(mended: Mended) -> str:
+    """Perplexity and strengths; the model's confidence where they follow it."""
+    rows = [("perplexity", _times(mended.cost), mended.cost > LIMIT), ("scaled", _scaled(mended.value), False)]
+    if mended.sure is not None:
+        said = f"{mended.sure.sure:.2f} (mass of emotion words {mended.sure.mass:.2f}): {_share(mended):.0%} of the full strength"
+        rows.insert(1, ("confidence", said, False))
+    cells = "".join(
+        f'<span style="opacity:.75">{name}</span><span style="{_WARNING * costly}">{said}</span>' for name, said, costly in rows
+    )
+    style = "display:grid;grid-template-columns:auto 1fr;gap:0 .8em;font-size:.85em;margin-top:.3em"
+    return f'<div style="{style}">{cells}</div>'
+
+
+def _share(mended: Mended) -> float:
+    return round(float(mended.sure.share), 1)
+
+
+def _times(cost: float) -> str:
+    """A cost in words.
+
+    >>> _times(1.234), _times(2345.6)
+    ("1.2 × the story's without VEENA", "2,346 × the story's without VEENA")
+    """
+    return "unknown, as a story is empty" if math.isnan(cost) else f"{cost:,.{int(cost < 10)}f} × the story's without VEENA"
+
+
+def _scaled(value: Veena | None) -> str:
+    """How many parts are scaled by what.
+
+    >>> _scaled(Veena(upstream=[(2, 0)], downstream=[(5, 2)], neurons=[(6, 117)], beta=8.0, gamma=1.4))
+    '2 heads × 8 (1 in the prompt, 1 in the answer), 1 neuron × 1.4'
+    """
+    if value is None or not value.edits():
+        return "nothing"
+    up, down, neurons = (len(getattr(value, name)) for name in Veena.lists)
+    where = f"({up} in the prompt, {down} in the answer)"
+    heads = [f"{_counted(up + down, 'head')} × {value.beta:.3g} {where}"] * (up + down > 0 and value.beta != 1)
+    return ", ".join(heads + [f"{_counted(neurons, 'neuron')} × {value.gamma:.3g}"] * (neurons > 0 and value.gamma != 1))
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def cases_html(cases: Sequence[Mended], wheels: WheelsLike = None) -> str:
+    """A table of all pictures beside one event: what each shows, and the stories before and after."""
+    adapted = any(case.sure is not None for case in cases)
+    columns = ["", "shows", "without VEENA", "with VEENA", "perplexity", *["strength"] * adapted]
+    head = "".join(f'<th style="{_CELL};font-weight:normal;opacity:.75">{name}</th>' for name in columns)
+    return (
+        '<div style="margin-top:.8em;border-bottom:1px solid #8a8f9855"><b>One event, several pictures</b> '
+        f'<span style="opacity:.75">{escape(cases[0].shown.event)}{_hint(cases[0].shown, " – ")}</span></div>'
+        f'<table style="border-collapse:collapse;line-height:1.35"><tr>{head}</tr>'
+        f"{''.join(_case(case, adapted, wheels) for case in cases)}</table>"
+        f'<small style="opacity:.75">{_count(cases)}So few pictures are examples, not rates.</small>'
+    )
+
+
+_WARNING = "color:#D55E00"
+_CELL = "text-align:left;padding:.25em .9em .25em 0;vertical-align:top;background:none;white-space:normal"
+
+
+def _count(cases: Sequence[Mended]) -> str:
+    known = [case for case in cases if case.shown.shows]
+    before, after = (sum(getattr(case, side).exact for case in known) for side in ("before", "after"))
+    said = "Stories that name what the picture shows and nothing else"
+    return f"{said}: {before} of {len(known)} without VEENA, {after} with it. " if known else ""
+
+
+def _case(case: Mended, adapted: bool, wheels: WheelsLike) -> str:
+    image = f'<img src="{case.shown.picture}" width="56" style="border-radius:4px" alt="{escape(case.shown.name)}"/>'
+    stories = [
+        f'<div style="max-width:26em;overflow-wrap:anywhere">{_text(story, wheels)}</div><small>{_names(story, case.shown)}</small>'
+        for story in (case.before, case.after)
+    ]
+    cost = "" if math.isnan(case.cost) else f"{case.cost:,.1f} ×"
+    share = [f"{_share(case):.0%}" if case.sure is not None else ""] * adapted
+    cells = [image, escape(case.shown.shows or "not known"), *stories, cost, *share]
+    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+# how it is called
+
+
+def veena(
+    vlm: VLM,
+    found: HeadMap | Sequence[Place],
+    neurons: Neurons | Sequence[Place],
+    l_emo: int,
+    pictures: Mapping[str, Any] | None = None,
+    event: str | None = None,
+    *,
+    beta: float = 8.0,
+    gamma: float = 1.4,
+    words: Words = None,
+    wheels: WheelsLike = None,
+    **options: Any,
+) -> VeenaPanel:
+    """A panel to mend stories with, without a label: heads and neurons serve all emotions.
+
+    `found` and `neurons` are places in order of effect, or a map of heads, of which those count that pass their test, and neurons,
+    of which those are taken that name an emotion and that exact patching confirms. `pictures` maps names to pictures, by default a
+    test scene an emotion, as faint as in the conflict set, and a neutral twin; `event` is by default one that contradicts the first
+    of them.
+
+    `beta` and `gamma` are where the sliders start. `options` are fields of `Veena` (form, prefill_at); `words` those of
+    `veena.confidence`. Raises InputError where nothing was found, or this model has no such place, or a slider cannot start there.
+    """
+    for name, value, (low, high) in (("beta", beta, BETAS), ("gamma", gamma, GAMMAS)):
+        if not low <= value <= high:
+            raise InputError(f"{name} is to start at {value}; its slider goes from {low:g} to {high:g}.")
+    heads, states = _heads(found), _states(neurons)
+    whole = Veena.of(vlm, heads, states, l_emo=l_emo, **options)
+    pictures = _pictures(vlm) if pictures is None else dict(pictures)
+    if not pictures:
+        raise InputError("There are no pictures to show; give names and pictures, or none for scenes of the drawn world.")
+    event = _contradicting(next(iter(pictures.values()))) if event is None else event
+    start = Strengths(beta, gamma, min(HEADS, len(heads)), len(states))
+    return VeenaPanel(vlm, whole, heads, pictures, event, start, words, wheels)
+
+
+def _heads(found: HeadMap | Sequence[Place]) -> list[Place]:
+    return [(int(layer), int(head)) for layer, head in (found.passed() if isinstance(found, HeadMap) else found)]
+
+
+def _states(neurons: Neurons | Sequence[Place]) -> list[Place]:
+    if not isinstance(neurons, Neurons):
+        return list(neurons)
+    states = [part for part in neurons.parts() if part.kind == "state"]
+    return [(part.layer, part.neuron) for part in sorted(states, key=lambda part: -part.score)]
+
+
+def _pictures(vlm: VLM) -> dict[str, Any]:
+    band = conflict_intensities(vlm)
+    scenes = {e: sample("test", 1, SEED, emotions=(e,), intensity=band)[0].scene for e in BASIC}
+    return scenes | {f"neutral twin of {BASIC[0]}": scenes[BASIC[0]].neutral()}
+
+
+def _contradicting(picture: Any) -> str:
+    """An event that suggests the emotion after the picture's in the list of six; for other pictures, the first."""
+    shows = _emotion(picture)
+    i = BASIC.index(shows) + 1 if shows in BASIC else 0
+    return loaded_events(BASIC[i % len(BASIC)], "test")[0]

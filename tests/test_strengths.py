@@ -1,0 +1,101 @@
+"""Strengths chosen by one rule, worked by hand on canned answers; the controls; the tuning pairs."""
+
+import pytest
+import tiny_families
+from tiny_models import picture
+
+from emointerp.emotions import named
+from emointerp.errors import InputError
+from emointerp.evaluation import conflict_pairs, strengths
+from emointerp.evaluation.items import CONFLICT, Item
+from emointerp.evaluation.methods import Decoding, Method
+from emointerp.evaluation.strengths import amplified, random_like, tuned
+from emointerp.models import load
+from emointerp.pairs import Pair
+from emointerp.start_here import conflict_intensities
+from emointerp.tracing import generate
+from emointerp.veena import Veena, adaptive
+from emointerp.world.splits import split_of
+
+WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
+GLAD, PLAIN = "I was glad.", "I sat down."
+
+
+def some_pairs(n: int = 4) -> list[Pair]:
+    small = [picture(seed)[:32, :48] for seed in range(2 * n)]
+    return [Pair(small[2 * i], small[2 * i + 1], f"It was number {i}.", "joy", neutral_event="It rained.") for i in range(n)]
+
+
+def says(name: str, hits: int, false: int) -> Method:
+    """A method that names joy beside the first pictures, and beside the first neutral ones."""
+
+    def answers(vlm, items, decoding):
+        limit = hits if items[0].set == CONFLICT else false
+        return [GLAD if i < limit else PLAIN for i in range(len(items))]
+
+    return Method(name, answers, {"hits": hits, "false": false})
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen"),
+    [
+        ([(1, 0), (3, 0), (2, 0)], 1),
+        ([(1, 0), (3, 1), (2, 0)], 2),  # one false emotion in four is 25 points: the best is not allowed
+        ([(2, 0), (2, 0)], 0),  # of equals the first
+        ([(4, 2), (3, 1)], 0),  # none is allowed
+    ],
+)
+def test_the_rule_takes_the_most_exact_that_keeps_the_limits(monkeypatch, candidates, chosen):
+    monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
+    some = [says(f"m{i}", *figures) for i, figures in enumerate(candidates)]
+    found = tuned(tiny_families.vlm("llava_clip"), "mine", some, some_pairs(), max_cost=1e9)
+    assert found.name == "mine" and found.settings == some[chosen].settings
+
+
+def test_a_candidate_whose_stories_are_unlikely_is_not_taken(monkeypatch):
+    vlm = tiny_families.vlm("llava_clip")
+    monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
+    some = [says("weak", 1, 0), says("strong", 3, 0)]
+    assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e9).settings["hits"] == 3
+    assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e-9).settings["hits"] == 1  # nobody keeps it: the first
+    with pytest.raises(InputError, match="There are no candidates for 'mine'"):
+        tuned(vlm, "mine", [], some_pairs())
+
+
+def test_the_control_has_as_many_others_in_the_same_layers():
+    vlm = tiny_families.vlm("llava_clip")
+    value = Veena([(0, 1), (1, 0), (1, 3)], [(2, 2), (3, 0)], [(1, 4), (2, 7), (2, 40)], beta=3.0, gamma=2.0, l_emo=1)
+    drawn = [random_like(vlm, value, seed) for seed in range(20)]
+    for other in drawn:
+        for name in ("upstream", "downstream", "neurons"):
+            mine, theirs = getattr(value, name), getattr(other, name)
+            assert sorted(layer for layer, _ in mine) == sorted(layer for layer, _ in theirs)
+            assert set(mine).isdisjoint(theirs) and len(set(theirs)) == len(mine)
+        assert (other.beta, other.gamma, other.l_emo) == (3.0, 2.0, 1)
+    assert len({other.neurons for other in drawn}) == 20 and drawn[0] == random_like(vlm, value, 0)
+    crowded = random_like(vlm, Veena([(0, 0), (0, 1), (0, 2)], [], l_emo=1))
+    assert len(crowded.upstream) == vlm.anatomy.n_heads - 3  # no more are left
+
+
+def test_amplified_asks_with_the_edits_of_the_value():
+    vlm = tiny_families.vlm("qwen2_vl")
+    value = Veena([(0, 1)], [(2, 2), (3, 0)], [(1, 4)], beta=5.0, gamma=2.0, l_emo=1)
+    some = [Item("test", picture(i)[:48, :64], text, "joy") for i, text in enumerate(("It rained.", "I ate soup at home."))]
+    prompts, short = [item.prompt(vlm) for item in some], Decoding(max_new_tokens=5)
+    for parts in ("vee", "ena", "both"):
+        told = amplified(value, parts=parts).answers(vlm, some, short)
+        assert told == generate(vlm, prompts, value.edits(parts), max_new_tokens=5)
+    told = amplified(value, adaptive=True, words=WORDS).answers(vlm, some, short)
+    each = adaptive(vlm, prompts, value, words=WORDS)
+    assert told == [generate(vlm, prompt, edits, max_new_tokens=5) for prompt, edits in zip(prompts, each, strict=True)]
+
+
+def test_tuning_pairs_contradict_the_picture_and_leave_the_twin_alone():
+    vlm = load()
+    pairs = conflict_pairs(vlm, 12)
+    low, high = conflict_intensities(vlm)
+    assert len(pairs) == 12 and {pair.split for pair in pairs} == {"tuning"} == {split_of(pair.emotional) for pair in pairs}
+    for pair in pairs:
+        assert pair.emotion == pair.emotional.emotion and low <= pair.emotional.intensity <= high
+        assert pair.neutral == pair.emotional.neutral() and pair.minus[1] == pair.neutral_event != pair.event
+        assert not named(pair.event) and not named(pair.neutral_event)
