@@ -9,13 +9,15 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 from matplotlib.figure import Figure
+from torch.nn import Module
 
 from emointerp.directions import Directions
 from emointerp.errors import InputError, ModelError
@@ -130,8 +132,19 @@ def revision(vlm: VLM) -> str:
     """A sha256 of the model's weights: name, shape and some 65,536 to 131,000 evenly spaced values of each tensor, as float32.
 
     Training changes it; the same weights in float16 and float32 have one. Half a second for the bundled model; of a 7B model it
-    reads about 0.5% of the weights in a second or two. A change of single numbers in a large matrix may go unseen.
+    reads about 0.5% of the weights in a second or two. It is kept until a weight is replaced or changed in place (changes through
+    `.data` go unnoticed); a change of single numbers in a large matrix may go unseen.
     """
+    state = tuple((id(p), p.dtype, -1 if p.is_inference() else p._version) for p in vlm.model.parameters())
+    if _REVISIONS.get(vlm.model, (None, ""))[0] != state:
+        _REVISIONS[vlm.model] = state, _hashed(vlm)
+    return _REVISIONS[vlm.model][1]
+
+
+_REVISIONS: MutableMapping[Module, tuple[tuple, str]] = WeakKeyDictionary()
+
+
+def _hashed(vlm: VLM) -> str:
     digest = hashlib.sha256()
     for name, weights in sorted(vlm.model.named_parameters(), key=lambda item: item[0]):
         if weights.is_meta:

@@ -200,8 +200,8 @@ class Neurons:
     """Neurons that were looked at closely, a row each (and a head that it wakes) in `table`:
 
     - `layer`, `neuron`, `kind` ("trigger", "state", or "unnamed": at the last token, naming nothing), `head`, its token's `span`;
-    - `score`, attribution, and `p`, corrected for all neurons; `exact`, by patching, and `p_exact`, over all pairs or those of an
-      emotion (`flips_by_group`), corrected for those listed;
+    - `score`, attribution, and `p`, corrected for all neurons; `exact`, by patching, and `p_exact`, that it does nothing for the
+      better in all pairs or in those of an emotion (`flips_by_group`), corrected for those listed;
     - `activation` (its sign: the sense in which the neuron writes), `aligned` (`m * <v_n, S_hat>`);
     - `words`, what `sign(m) * v_n` makes likely; `mass`, the probability of the words of the emotion that it names best;
     - `emotion`: for neurons at the last token the named one; for triggers the one of `moves`, if that has half of the effect;
@@ -344,7 +344,8 @@ def _listed(
     """The k best of a scan, patched exactly, with what they write."""
     table, emotions = found.to_frame(k, flips), [pair.emotion for pair in pairs]
     exact = patched(vlm, pairs, found.top(k), found.head, tokens, **options)
-    table = table.assign(exact=[value_interval(x) for x in exact.T], p_exact=flips_by_group(exact, emotions, flips))
+    p_exact = flips_by_group(exact, emotions, flips, "greater").min()
+    table = table.assign(exact=[value_interval(x) for x in exact.T], p_exact=p_exact)
     vectors = torch.cat([written(vlm, row.layer, [row.neuron]) for row in table.itertuples()])
     signs = torch.tensor(np.where(table.activation < 0, -1.0, 1.0)[:, None]).to(vectors)
     return table.join(_moves(exact, emotions)).join(naming(vlm, signs * vectors, options["words"]))

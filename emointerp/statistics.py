@@ -144,19 +144,23 @@ def benjamini_hochberg(p: ArrayLike) -> np.ndarray:
     return false_discovery_control(np.asarray(p, float), method="bh")
 
 
-def flips_by_group(differences: ArrayLike, groups: ArrayLike, flips: int = 10_000, seed: int = 0) -> np.ndarray:
-    """Is a column of paired differences zero in all pairs, and in those of every group? One p-value each, by sign flips.
+def flips_by_group(
+    differences: ArrayLike, groups: ArrayLike, flips: int = 10_000, alternative: str = "two-sided", seed: int = 0
+) -> pd.DataFrame:
+    """Are columns of paired differences zero in all pairs, and in those of each group? p-values by sign flips, times the tests.
 
-    The smallest over all pairs and over the groups, times the number of these tests (Bonferroni). What works in one group of six
-    is noise to a test of all. With n pairs a group, no p-value of a group's is below `2 / 2**n` before that.
+    A row for "all" and one a group, a column a column; the number of rows is what each p is multiplied by (Bonferroni), so the
+    smallest of a column is its p-value for "somewhere". What works in one group of six is noise to a test of all. With n pairs
+    of a group its p is at least `2 / 2**n` before that, or half of it one-sided; `1 / flips` is a floor too.
 
     >>> works_in_a = np.r_[np.ones((12, 1)), np.zeros((60, 1))]
-    >>> flips_by_group(works_in_a, list("a" * 12 + "b" * 60)).round(2).tolist()
+    >>> flips_by_group(works_in_a, list("a" * 12 + "b" * 60)).min().round(2).tolist()
     [0.0]
     """
     x, groups = np.asarray(differences, float), np.asarray(groups)
-    sets = [x] + [x[groups == group] for group in np.unique(groups) if (groups == group).sum() > 1]
-    return np.minimum(1.0, len(sets) * np.min([sign_flips(some, flips, seed=seed).p for some in sets], axis=0))
+    sets = {"all": x} | {group: x[groups == group] for group in np.unique(groups) if (groups == group).sum() > 1}
+    p = {name: np.minimum(1.0, len(sets) * sign_flips(some, flips, alternative, seed).p) for name, some in sets.items()}
+    return pd.DataFrame.from_dict(p, orient="index")
 
 
 def against_random(observed: float, random: ArrayLike) -> float:

@@ -375,8 +375,8 @@ def on(
 ) -> Iterator[Veena]:
     """While this lasts, everything that the model generates is under `value`: `vlm.generate`, `ei.generate`, `vlm.model.generate`.
 
-    In batches and beams, greedy or sampled. Prompts are told by their token ids, so they have to come as ids, padded on the left,
-    and with a key/value cache (transformers' default).
+    In batches, greedy or sampled, and with beams but for "step", whose rows they reorder. Prompts are told by their token ids, so
+    they have to come as ids, padded on the left, and with a key/value cache (transformers' default).
 
     `adaptive` None: fixed strengths. "prompt": each row's own, as the function `adaptive` has them. "step": in the answer, `sure`
     is that of the token before, under the edits that it had, and `mass` stays the prompt's (in a story it is high before a word of
@@ -635,10 +635,8 @@ def find_circuit(
     """
     options: dict[str, Any] = {"words": words, "answer": answer, "progress": progress}
     found = head_map(vlm, pairs, **options)
-    frame = found.to_frame()
-    carrying = [(*map(int, at), frame.effect[at].mean, float(frame.corrected[at])) for at in found.passed()[:heads]]
     states = state_neurons(vlm, pairs, k=neurons, **options).parts()
-    return Circuit.of(vlm, carrying, states, pairs=pairs, metric="log mass")
+    return Circuit.of(vlm, found.parts(heads), states, pairs=pairs, metric="log mass")
 
 
 def _told(

@@ -406,3 +406,13 @@ def test_halves_of_the_pairs():
 def test_the_bundled_models_revision_is_quick_to_read_and_known_again():
     vlm = load()
     assert revision(vlm) == revision(load()) and len(revision(vlm)) == 64
+
+
+def test_the_revision_is_kept_until_a_weight_changes():
+    vlm = tiny_families.vlm("llava_clip")
+    fresh = replace(vlm, model=copy.deepcopy(vlm.model))
+    before = revision(fresh)
+    assert before == revision(vlm) == revision(fresh)
+    with torch.no_grad():
+        fresh.model.lm_head.weight.mul_(2)
+    assert revision(fresh) != before == revision(vlm)

@@ -379,7 +379,7 @@ def test_p_values_are_corrected_over_all_that_are_listed_and_words_follow_the_si
     found = state_neurons(vlm, pairs, k=6, flips=300, **quiet)
     exact = patched(vlm, pairs, list(zip(found.table.layer, found.table.neuron, strict=True)), **quiet)
     up = np.array([pair.emotion == "up" for pair in pairs])
-    smallest = np.min([sign_flips(some, 300).p for some in (exact, exact[up], exact[~up])], axis=0)
+    smallest = np.min([sign_flips(some, 300, "greater").p for some in (exact, exact[up], exact[~up])], axis=0)
     expected = false_discovery_control(np.minimum(1, 3 * smallest))
     assert found.table.p_exact.tolist() == pytest.approx(expected.tolist())
     row = found.table.iloc[0]

@@ -154,9 +154,12 @@ def test_flips_by_group_find_what_works_in_one_group_and_keep_their_level():
     """Under nothing at all no more than 5% are below 0.05; what works in one group of six is seen, which the test of all is not."""
     rng, groups = np.random.default_rng(0), np.repeat(list("abcdef"), 12)
     noise = rng.normal(size=(72, 2000))
-    p = flips_by_group(noise, groups, 2000)
+    p = flips_by_group(noise, groups, 2000).min()
     assert (p <= 0.05).mean() < 0.05 and (benjamini_hochberg(p) <= 0.05).sum() <= 2
     mine = np.where(groups == "c", 1.0, 0.0)[:, None] + 0.5 * rng.normal(size=(72, 40))
-    assert (flips_by_group(mine, groups) <= 0.05).mean() > 0.9 > (sign_flips(mine).p <= 0.05).mean()
+    assert (flips_by_group(mine, groups).min() <= 0.05).mean() > 0.9 > (sign_flips(mine).p <= 0.05).mean()
     steady = np.r_[np.ones(10), np.tile([1.0, -1.0], 5)][:, None]  # in a only its own sign and the opposite are as far out, of 1024
-    assert flips_by_group(steady, list(10 * "a" + 10 * "b"), 100_000) == pytest.approx(3 * 2 / 1024, rel=0.3)
+    found = flips_by_group(steady, list(10 * "a" + 10 * "b"), 100_000)
+    assert found.index.tolist() == ["all", "a", "b"] and found.loc["a", 0] == pytest.approx(3 * 2 / 1024, rel=0.3)
+    one_sided = flips_by_group(-steady, list(10 * "a" + 10 * "b"), 10_000, "greater")
+    assert one_sided.loc["a", 0] == 1.0  # of the other sign

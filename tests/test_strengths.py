@@ -42,14 +42,16 @@ def says(name: str, hits: int, false: int) -> Method:
         ([(1, 0), (3, 0), (2, 0)], 1),
         ([(1, 0), (3, 1), (2, 0)], 2),  # one false emotion in four is 25 points: the best is not allowed
         ([(2, 0), (2, 0)], 0),  # of equals the first
-        ([(4, 2), (3, 1)], 0),  # none is allowed
+        ([(4, 2), (3, 1)], None),  # neither is allowed
+        ([(0, 0)], None),  # nothing is gained
     ],
 )
 def test_the_rule_takes_the_most_exact_that_keeps_the_limits(monkeypatch, candidates, chosen):
     monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
     some = [says(f"m{i}", *figures) for i, figures in enumerate(candidates)]
     found = tuned(tiny_families.vlm("llava_clip"), "mine", some, some_pairs(), max_cost=1e9)
-    assert found.name == "mine" and found.settings == some[chosen].settings
+    nothing = {"strength": "none: no candidate gained within the limits"}
+    assert found.name == "mine" and found.settings == (nothing if chosen is None else some[chosen].settings)
 
 
 def test_a_candidate_whose_stories_are_unlikely_is_not_taken(monkeypatch):
@@ -57,7 +59,7 @@ def test_a_candidate_whose_stories_are_unlikely_is_not_taken(monkeypatch):
     monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
     some = [says("weak", 1, 0), says("strong", 3, 0)]
     assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e9).settings["hits"] == 3
-    assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e-9).settings["hits"] == 1  # nobody keeps it: the first
+    assert "no candidate gained" in tuned(vlm, "mine", some, some_pairs(), max_cost=1e-9).settings["strength"]
     with pytest.raises(InputError, match="There are no candidates for 'mine'"):
         tuned(vlm, "mine", [], some_pairs())
 
@@ -73,8 +75,9 @@ def test_the_control_has_as_many_others_in_the_same_layers():
             assert set(mine).isdisjoint(theirs) and len(set(theirs)) == len(mine)
         assert (other.beta, other.gamma, other.l_emo) == (3.0, 2.0, 1)
     assert len({other.neurons for other in drawn}) == 20 and drawn[0] == random_like(vlm, value, 0)
-    crowded = random_like(vlm, Veena([(0, 0), (0, 1), (0, 2)], [], l_emo=1))
-    assert len(crowded.upstream) == vlm.anatomy.n_heads - 3  # no more are left
+    with pytest.warns(UserWarning, match="The control has 2 parts fewer than what it controls"):
+        crowded = random_like(vlm, Veena([(0, 0), (0, 1), (0, 2)], [], l_emo=1))
+    assert len(crowded.upstream) == vlm.anatomy.n_heads - 3 == 1  # no more are left
 
 
 def test_amplified_asks_with_the_edits_of_the_value():

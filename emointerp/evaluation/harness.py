@@ -37,7 +37,7 @@ from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.tables import NONE, Evaluation, check_golds
-from emointerp.models import VLM
+from emointerp.models import VLM, to_image
 from emointerp.tracing import perplexity as perplexity_of
 
 SETTINGS, CELLS = "settings.json", "cells"
@@ -187,7 +187,8 @@ class Run:
 
     def _asked(self, cell: Cell, bar: tqdm, first: bool) -> list[dict[str, Any]]:
         """The rows of a cell; before a method's `first` a short answer is asked, as what loads then is no cost of the method."""
-        items, step, rows = self.sets[cell.set], self.decoding.batch, []
+        items = [replace(item, picture=to_image(item.picture)) for item in self.sets[cell.set]]  # drawing is no method's cost
+        step, rows = self.decoding.batch, []
         with _naming(cell):
             if first:
                 self.methods[cell.method].answers(self.vlm, items[:1], replace(self.decoding, max_new_tokens=2, seed=cell.seed))

@@ -5,8 +5,10 @@ rise by at most two points and stories stay about as likely. A rival at the stre
 would be a straw man.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -17,11 +19,12 @@ from emointerp.errors import InputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
 from emointerp.evaluation.harness import evaluate
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, Item
-from emointerp.evaluation.methods import Method, edited, emotion_prompt, none, per_prompt, steering
+from emointerp.evaluation.methods import Method, emotion_prompt, none, per_prompt, steering
 from emointerp.evaluation.tables import NONE
 from emointerp.lens import Words
-from emointerp.models import VLM
+from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair
+from emointerp.tracing import Edit
 from emointerp.veena import Place, Veena
 
 VAF, PAI, VCD, ALPHAS = (1.15, 2.0, 4.0, 8.0), (0.2, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0), (0.25, 0.5, 1.0)  # strengths tried
@@ -32,16 +35,24 @@ def amplified(value: Veena, name: str = "VEENA", parts: str = "both", *, adaptiv
 
     `words` are those of `veena.confidence`.
     """
-    if not adaptive:
-        return edited(name, value.edits(parts))
-    settings = {"veena": str(value), "parts": parts, "adaptive": "prompt"}
-    return per_prompt(name, lambda vlm, prompts: veena.adaptive(vlm, prompts, value, parts, words=words), settings)
+
+    def edits_of(vlm: VLM, prompts: list[Prompt]) -> list[list[Edit]]:
+        if adaptive:
+            return veena.adaptive(vlm, prompts, value, parts, words=words)
+        value.check(vlm)
+        return [value.edits(parts)] * len(prompts)
+
+    listed = {emotion: list(some) for emotion, some in words.items()} if words else None
+    return per_prompt(name, edits_of, {"veena": asdict(value), "parts": parts, "adaptive": adaptive, "words": listed})
 
 
 def tuned(
     vlm: VLM, name: str, candidates: Iterable[Method], tuning: Sequence[Pair], max_false: float = 0.02, max_cost: float = 1.5
 ) -> Method:
-    """The candidate that `veena.fit`'s rule chooses, under a `name`; the first of equals, and where none keeps the limits."""
+    """The candidate that `veena.fit`'s rule chooses, under a `name`; the first of equals.
+
+    Where none keeps the limits and beats no intervention, the method is none at all, and its settings say so.
+    """
     tried = [replace(method, name=f"{name} {i}") for i, method in enumerate(candidates)]
     if not tried:
         raise InputError(f"There are no candidates for {name!r}; give the method at one strength or more.")
@@ -49,13 +60,13 @@ def tuned(
         CONFLICT: [Item(CONFLICT, *pair.plus, pair.emotion) for pair in tuning],
         NEUTRALS: [Item(NEUTRALS, *pair.minus, NEUTRAL) for pair in tuning],
     }
-    table = evaluate(vlm, [none(), *tried], sets, progress=False).table
-    exact, false = (
-        table[table.set == s].groupby("method")[c].mean() for s, c in ((CONFLICT, "exact"), (NEUTRALS, "false_emotion"))
-    )
-    likely = table[table.set == CONFLICT].groupby("method").perplexity.median()
-    allowed = [m for m in tried if false[m.name] - false[NONE] <= max_false + 1e-9 and likely[m.name] <= max_cost * likely[NONE]]
-    return replace(max(allowed or tried[:1], key=lambda method: exact[method.name]), name=name)
+    frame = evaluate(vlm, [none(), *tried], sets, progress=False).to_frame()
+    gain, rise = (frame.loc[which].difference.drop(NONE).map(lambda i: i.mean) for which in sets)
+    allowed = (rise <= max_false + 1e-9) & (frame.loc[CONFLICT].perplexity.drop(NONE) <= max_cost) & (gain > 0)
+    if not allowed.any():
+        return replace(none(), name=name, settings={"strength": "none: no candidate gained within the limits"})
+    best = gain[allowed].idxmax()
+    return replace(next(method for method in tried if method.name == best), name=name)
 
 
 def rivals(vlm: VLM, directions: Directions, l_emo: int, tuning: Sequence[Pair]) -> list[Method]:
@@ -70,19 +81,24 @@ def rivals(vlm: VLM, directions: Directions, l_emo: int, tuning: Sequence[Pair])
 
 
 def random_like(vlm: VLM, value: Veena, seed: int = 0) -> Veena:
-    """A control: the same strengths on as many random heads and neurons of the same layers, none of which are in `value`."""
+    """A control: the same strengths on as many random heads and neurons of the same layers, none of which are in `value`.
+
+    One draw; give several seeds. A layer that has too few others gives those that it has, with a warning: the dose is smaller then.
+    """
     rng, a = np.random.default_rng(seed), vlm.anatomy
-    heads = _others(value.upstream + value.downstream, a.n_heads, rng)
-    upstream = [at for at in heads if at[0] in {layer for layer, _ in value.upstream}]
-    downstream = [at for at in heads if at not in upstream]
-    return replace(value, upstream=upstream, downstream=downstream, neurons=_others(value.neurons, a.d_mlp, rng))
+    taken = value.upstream + value.downstream
+    upstream = _others(value.upstream, taken, a.n_heads, rng)
+    downstream = _others(value.downstream, (*taken, *upstream), a.n_heads, rng)
+    drawn = {"upstream": upstream, "downstream": downstream, "neurons": _others(value.neurons, value.neurons, a.d_mlp, rng)}
+    if short := sum(len(getattr(value, name)) - len(some) for name, some in drawn.items()):
+        warnings.warn(f"The control has {short} parts fewer than what it controls: their layers have no others left.", stacklevel=2)
+    return replace(value, **drawn)
 
 
-def _others(places: Sequence[Place], n: int, rng: np.random.Generator) -> list[Place]:
-    """As many others of each layer; fewer where the layer has fewer left."""
+def _others(places: Sequence[Place], taken: Sequence[Place], n: int, rng: np.random.Generator) -> list[Place]:
+    """As many of each layer, none of them taken; fewer where the layer has fewer left."""
     found = []
-    for layer in sorted({layer for layer, _ in places}):
-        mine = {i for at, i in places if at == layer}
-        left = [i for i in range(n) if i not in mine]
-        found += [(layer, int(i)) for i in rng.choice(left, min(len(mine), len(left)), replace=False)]
+    for layer, count in sorted(Counter(layer for layer, _ in places).items()):
+        left = [i for i in range(n) if (layer, i) not in taken]
+        found += [(layer, int(i)) for i in rng.choice(left, min(count, len(left)), replace=False)]
     return found

@@ -194,72 +194,6 @@ def _specificity_slips(s: Float[np.ndarray, " emotion"]) -> Slips:
 
 # 3
 
-HALF, LEVEL = 0.5, 0.05
-CLAIMS = {"enough": (RESTORE,), "needed": (MEAN, RESAMPLE)}
-CONCLUSIONS = {"enough": ("enough",), "needed": ("needed",), "both": ("enough", "needed"), "neither": ()}
-MEANINGS = {
-    "enough": "The set alone brings at least half back; taken away, it is not shown to be missed as much: others may do the same.",
-    "needed": "Without the set at least half is lost, but the set alone is not shown to bring half back: other heads must join in.",
-    "both": "The set alone brings at least half back, and without it at least half is lost: other heads do not take over.",
-    "neither": "That does not say that these heads do nothing, only that this set is not shown to carry half of the gap.",
-}
-
-
-def enough_or_needed(answer: Any, check: HeadCheck) -> Verdict:
-    """Exercise 3: are the tested heads "enough" for the emotion, "needed" for it, "both" or "neither"?
-
-    A claim stands on a row of `check.to_frame()` where the low end of `effect` is at least half of the gap and `p`, the rank among
-    the random sets, is at most 0.05: "enough" on restoration, "needed" on mean-ablation or resample-ablation, one of the two.
-    """
-    if answer is None:
-        return not_yet(
-            "the answer is still None. Read check.to_frame(): which rows close at least half of the gap, beyond random sets?"
-        )
-    said = str(answer).strip().lower()
-    if said not in CONCLUSIONS:
-        return not_yet(f"{answer!r} is none of {', '.join(map(repr, CONCLUSIONS))}.")
-    frame = check.to_frame()
-    rows = {claim: _strongest(frame.loc[list(some)]) for claim, some in CLAIMS.items()}
-    true = tuple(claim for claim, row in rows.items() if _stands(row))
-    wrong = [claim for claim in CLAIMS if (claim in true) != (claim in CONCLUSIONS[said])]
-    if wrong:
-        return not_yet(" ".join(_contradiction(claim, rows[claim]) for claim in wrong))
-    truth = next(name for name, claims in CONCLUSIONS.items() if claims == true)
-    return right(f"{truth.capitalize()}: {_read_row(rows['enough'])}; {_read_row(rows['needed'])}. {MEANINGS[truth]}")
-
-
-def _strongest(rows: pd.DataFrame) -> pd.Series:
-    """The row that speaks most for a claim: one on which it stands, else the largest effect."""
-    return max((row for _, row in rows.iterrows()), key=lambda row: (_stands(row), row.effect.mean))
-
-
-def _stands(row: pd.Series) -> bool:
-    return bool(row.effect.low >= HALF and row.p <= LEVEL)
-
-
-def _contradiction(claim: str, row: pd.Series) -> str:
-    """The row that speaks against the answer's yes or no to a claim."""
-    if _stands(row):
-        return f"{_read_row(row)}: half of the gap or more, and beyond random sets. So they are {claim}."
-    whys = []
-    if not row.effect.low >= HALF:
-        whys.append("less than half" if row.effect.mean < HALF else "half is not sure, as the interval begins below it")
-    if not row.p <= LEVEL:
-        whys.append(f"too many random sets do as much (95% of them up to {row.random_95:.2f}){_too_few(int(row.sets))}")
-    return f"{_read_row(row)}: {', and '.join(whys)}. That does not show that they are {claim}."
-
-
-def _too_few(sets: int) -> str:
-    """A remark where no effect could have had a small p."""
-    return f"; with {sets} of them p is at least 1 / {sets + 1}, so draw more" if 1 / (sets + 1) > LEVEL else ""
-
-
-def _read_row(row: pd.Series) -> str:
-    return f"{row.name} {row.effect.mean:.2f} [{row.effect.low:.2f}, {row.effect.high:.2f}] of the gap, p = {row.p:.3f}"
-
-
-# 4
-
 SAME = 0.1  # of the gap
 SUMS = {
     "larger": "The heads help each other: what one writes another reads, or a push that is too small alone is enough with others.",
@@ -270,7 +204,7 @@ SUMS = {
 
 
 def sum_of_parts(answer: Any, found: HeadMap, check: HeadCheck) -> Verdict:
-    """Exercise 4: a prediction. Is the set's restoration "larger" or "smaller" than the sum of its heads' single effects?
+    """Exercise 3: a prediction. Is the set's restoration "larger" or "smaller" than the sum of its heads' single effects?
 
     Or the "same": apart by up to 0.1 of the gap. `found` is a map of denoising by exact patches, in the check's metric; it is of
     the pairs that chose the heads (selection), the check of others (test).
@@ -331,3 +265,69 @@ def _nearest(number: float, slips: Slips, *tolerance: float) -> str | None:
     """What the slip is that gives this number, if any does."""
     near = [(abs(number - value), said) for said, value in slips if _close(number, value, *tolerance)]
     return min(near)[1] if near else None
+
+
+# 4
+
+HALF, LEVEL = 0.5, 0.05
+CLAIMS = {"enough": (RESTORE,), "needed": (MEAN, RESAMPLE)}
+CONCLUSIONS = {"enough": ("enough",), "needed": ("needed",), "both": ("enough", "needed"), "neither": ()}
+MEANINGS = {
+    "enough": "The set alone brings at least half back; taken away, it is not shown to be missed as much: others may do the same.",
+    "needed": "Without the set at least half is lost, but the set alone is not shown to bring half back: other heads must join in.",
+    "both": "The set alone brings at least half back, and without it at least half is lost: other heads do not take over.",
+    "neither": "That does not say that these heads do nothing, only that this set is not shown to carry half of the gap.",
+}
+
+
+def enough_or_needed(answer: Any, check: HeadCheck) -> Verdict:
+    """Exercise 4: are the tested heads "enough" for the emotion, "needed" for it, "both" or "neither"?
+
+    A claim stands on a row of `check.to_frame()` where the low end of `effect` is at least half of the gap and `p`, the rank among
+    the random sets, is at most 0.05: "enough" on restoration, "needed" on mean-ablation or resample-ablation, one of the two.
+    """
+    if answer is None:
+        return not_yet(
+            "the answer is still None. Read check.to_frame(): which rows close at least half of the gap, beyond random sets?"
+        )
+    said = str(answer).strip().lower()
+    if said not in CONCLUSIONS:
+        return not_yet(f"{answer!r} is none of {', '.join(map(repr, CONCLUSIONS))}.")
+    frame = check.to_frame()
+    rows = {claim: _strongest(frame.loc[list(some)]) for claim, some in CLAIMS.items()}
+    true = tuple(claim for claim, row in rows.items() if _stands(row))
+    wrong = [claim for claim in CLAIMS if (claim in true) != (claim in CONCLUSIONS[said])]
+    if wrong:
+        return not_yet(" ".join(_contradiction(claim, rows[claim]) for claim in wrong))
+    truth = next(name for name, claims in CONCLUSIONS.items() if claims == true)
+    return right(f"{truth.capitalize()}: {_read_row(rows['enough'])}; {_read_row(rows['needed'])}. {MEANINGS[truth]}")
+
+
+def _strongest(rows: pd.DataFrame) -> pd.Series:
+    """The row that speaks most for a claim: one on which it stands, else the largest effect."""
+    return max((row for _, row in rows.iterrows()), key=lambda row: (_stands(row), row.effect.mean))
+
+
+def _stands(row: pd.Series) -> bool:
+    return bool(row.effect.low >= HALF and row.p <= LEVEL)
+
+
+def _contradiction(claim: str, row: pd.Series) -> str:
+    """The row that speaks against the answer's yes or no to a claim."""
+    if _stands(row):
+        return f"{_read_row(row)}: half of the gap or more, and beyond random sets. So they are {claim}."
+    whys = []
+    if not row.effect.low >= HALF:
+        whys.append("less than half" if row.effect.mean < HALF else "half is not sure, as the interval begins below it")
+    if not row.p <= LEVEL:
+        whys.append(f"too many random sets do as much (95% of them up to {row.random_95:.2f}){_too_few(int(row.sets))}")
+    return f"{_read_row(row)}: {', and '.join(whys)}. That does not show that they are {claim}."
+
+
+def _too_few(sets: int) -> str:
+    """A remark where no effect could have had a small p."""
+    return f"; with {sets} of them p is at least 1 / {sets + 1}, so draw more" if 1 / (sets + 1) > LEVEL else ""
+
+
+def _read_row(row: pd.Series) -> str:
+    return f"{row.name} {row.effect.mean:.2f} [{row.effect.low:.2f}, {row.effect.high:.2f}] of the gap, p = {row.p:.3f}"

@@ -1,6 +1,5 @@
 """Exercises of notebook 04, on steering vectors."""
 
-from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emointerp.directions import last_residuals
-from emointerp.exercises.verdict import Verdict, not_yet, right
+from emointerp.exercises.verdict import Verdict, not_yet, quoted, right, wrong_control
 from emointerp.models import VLM
 from emointerp.pairs import Pair
 from emointerp.steering import S, Steering
@@ -147,8 +146,8 @@ def controls(which: Any, stands: Any, table: pd.DataFrame, level: float = 0.05) 
     `which` maps each of DOUBTS to a row of `table` (`Steering.controlled`), `stands` is True or False.
     """
     if missing := [name for name in CONTROLS if name not in table.index]:
-        return not_yet(f"the table lacks {_quoted(missing)}; it has {_quoted(table.index)}. Name the controls so in `steer`.")
-    if problem := _which_problem(which):
+        return not_yet(f"the table lacks {quoted(missing)}; it has {quoted(table.index)}. Name the controls so in `steer`.")
+    if problem := wrong_control(which, DOUBTS, CONTROLS):
         return not_yet(problem)
     p = table.p_holm[list(CONTROLS)]
     lost = p[~(p < level)]
@@ -162,23 +161,6 @@ def controls(which: Any, stands: Any, table: pd.DataFrame, level: float = 0.05) 
         return not_yet(f"p_holm is {_listed_p(p)}, all below {level:g}: the effect beats every control.")
     beaten = "Every doubt is answered" if lost.empty else f"The doubt “{_doubt(lost.index[0])}” remains"
     return right(f"{beaten} (p_holm: {_listed_p(p)}){_too_few(table, lost, level)}.")
-
-
-def _which_problem(which: Any) -> str | None:
-    """What is wrong with the controls that were named, the first thing."""
-    if which is None or (isinstance(which, Mapping) and any(which.get(doubt) is None for doubt in DOUBTS)):
-        return f"a control is still missing; each of {_quoted(DOUBTS)} needs one of {_quoted(CONTROLS)}."
-    if not isinstance(which, Mapping):
-        return f"give a dict from {_quoted(DOUBTS)} to controls; this is a {type(which).__name__}."
-    for doubt, means in DOUBTS.items():
-        named = which[doubt]
-        if named not in CONTROLS:
-            return f"{named!r} is no control; there are {_quoted(CONTROLS)}."
-        answers, keeps = CONTROLS[named]
-        if answers != doubt:
-            wanted = "Take the control that keeps what the doubter calls enough, and no more."
-            return f"“{doubt}” means: {means}. {named!r} {keeps}. {wanted}"
-    return None
 
 
 def _doubt(control: str) -> str:
@@ -196,7 +178,3 @@ def _too_few(table: pd.DataFrame, lost: pd.Series, level: float) -> str:
 
 def _listed_p(p: pd.Series) -> str:
     return ", ".join(f"{value:.3f} ({name})" for name, value in p.items())
-
-
-def _quoted(names: Any) -> str:
-    return ", ".join(map(repr, names))

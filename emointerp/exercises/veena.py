@@ -12,7 +12,7 @@ from torch import Tensor
 from emointerp.errors import InputError
 from emointerp.evaluation.items import BLANK, CONFLICT, NEUTRALS, QUESTIONS, SHUFFLED, SWAPPED
 from emointerp.evaluation.tables import FALL, GAIN, NONE, RISE
-from emointerp.exercises.verdict import Verdict, not_yet, right
+from emointerp.exercises.verdict import Verdict, not_yet, quoted, right, wrong_control
 from emointerp.statistics import Interval
 
 CLOSE = 1e-4  # of a weight
@@ -119,12 +119,12 @@ def what_it_costs(answer: Any, frame: pd.DataFrame) -> Verdict:
         return not_yet(problem)
     methods = [method for method in dict.fromkeys(frame.loc[CONFLICT].index) if method != NONE]
     if answer is None or isinstance(answer, bool):
-        return not_yet(f"the answer is still {answer}. Give a list of methods, [] for none; there are {_quoted(methods)}.")
+        return not_yet(f"the answer is still {answer}. Give a list of methods, [] for none; there are {quoted(methods)}.")
     if not isinstance(answer, str | Iterable):
         return not_yet(f"give a list of methods; this is a {type(answer).__name__}.")
     named = [answer] if isinstance(answer, str) else list(answer)
     if strange := [name for name in named if name not in methods]:
-        return not_yet(f"the table has no {_quoted(strange)}; its methods are {_quoted(methods)}.")
+        return not_yet(f"the table has no {quoted(strange)}; its methods are {quoted(methods)}.")
     faults = {method: _fault(frame, method) for method in methods}
     for method in named:
         if faults[method]:
@@ -140,7 +140,7 @@ def _lacking(frame: Any, sets: Sequence[str]) -> str | None:
         return "the table is to be Evaluation.to_frame(): rows (set, method), a column `difference`."
     known = frame.index.get_level_values(0)
     if missing := [name for name in sets if name not in known]:
-        return f"the table lacks the sets {_quoted(missing)}; evaluate on them too, else nobody knows."
+        return f"the table lacks the sets {quoted(missing)}; evaluate on them too, else nobody knows."
     gaps = [(name, m) for name in sets for m in frame.loc[sets[0]].index if m != NONE and _difference(frame, name, m) is None]
     return f"the table has no difference for {gaps[0][1]!r} on {gaps[0][0]!r}." if gaps else None
 
@@ -217,11 +217,11 @@ def whose_gain(which: Any, stands: Any, frame: pd.DataFrame, method: str = "VEEN
     gains = {control: _difference(frame, SETS[control], random if control == "random heads" else method) for control in CONTROLS}
     own, missing = _difference(frame, CONFLICT, method), [name for name, gain in gains.items() if gain is None]
     if own is None or missing:
-        lacks = _quoted([method] * (own is None) + missing)
+        lacks = quoted([method] * (own is None) + missing)
         return not_yet(
-            f"the table has no gain of {lacks}. Name the rows by method= and random=, and evaluate on {_quoted(SETS.values())}."
+            f"the table has no gain of {lacks}. Name the rows by method= and random=, and evaluate on {quoted(SETS.values())}."
         )
-    if problem := _which_problem(which):
+    if problem := wrong_control(which, DOUBTS, CONTROLS):
         return not_yet(problem)
     left = {control: gain for control, gain in gains.items() if own.low <= 0 or gain.high >= own.low}
     shown = f"with the picture and these heads {_points(own)}; {_listed(left or gains)}"
@@ -237,25 +237,5 @@ def whose_gain(which: Any, stands: Any, frame: pd.DataFrame, method: str = "VEEN
     return right(f"{doubt} ({shown}).")
 
 
-def _which_problem(which: Any) -> str | None:
-    """What is wrong with the controls that were named, the first thing."""
-    if which is None or (isinstance(which, Mapping) and any(which.get(doubt) is None for doubt in DOUBTS)):
-        return f"a control is still missing; each of {_quoted(DOUBTS)} needs one of {_quoted(CONTROLS)}."
-    if not isinstance(which, Mapping):
-        return f"give a dict from {_quoted(DOUBTS)} to controls; this is a {type(which).__name__}."
-    for doubt, means in DOUBTS.items():
-        if which[doubt] not in CONTROLS:
-            return f"{which[doubt]!r} is no control; there are {_quoted(CONTROLS)}."
-        answers, keeps = CONTROLS[which[doubt]]
-        if answers != doubt:
-            wanted = "Take the control that keeps what the doubter calls enough, and no more."
-            return f"“{doubt}” means: {means}. {which[doubt]!r} {keeps}. {wanted}"
-    return None
-
-
 def _listed(gains: Mapping[str, Interval]) -> str:
     return ", ".join(f"{name} {_points(gain)}" for name, gain in gains.items())
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))

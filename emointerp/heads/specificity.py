@@ -133,7 +133,7 @@ def _check_apart(found: HeadMap, held: HeadMap) -> None:
 def _passed(found: HeadMap, alpha: float, least: float) -> pd.MultiIndex:
     passed = found.passed(alpha, least).sort_values()
     if not len(passed):
-        best = found.to_frame().corrected.min()
+        best = found.corrected(alpha, least).min()
         raise InputError(
             f"No head passes its test with {least:g} of the gap or more (smallest corrected p of all heads: {best:.3g}); give more "
             "pairs, a larger alpha, or a smaller `least`."

@@ -179,7 +179,7 @@ class Branches:
             if len(going) < len(alive) or plan is None:
                 alive = [alive[k] for k in going]
                 plan = plan_answer(self.edit_lists, [self.prefix.prompt], self.layout, alive, self.vlm.device)
-                self._drop(going, alive, bool(plan.attention))
+                self._drop(going, alive, bool(plan.attending))
             ids = torch.cat([ids, chosen[:, None]], 1)[going]
             logits = self._logits(self._run(Visit(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
         return found

@@ -73,7 +73,7 @@ class Plan:
     """The writes of one forward of [batch, tokens]: for each key token rows [k], units [k] and values [k, width]; and attention.
 
     `attention[layer]` lists (batch rows, heads or None, query tokens, key columns, added score); `after[layer]` the same of what is
-    added to the logarithm of the weights after the softmax. `made` keeps what has been made of them.
+    added to the logarithm of the weights after the softmax. `made` keeps what has been made of them for single tokens.
     """
 
     tokens: int
@@ -123,8 +123,11 @@ class Plan:
 
     def bias(self, layer: int, shape: tuple[int, int, int, int], like: Tensor, after: bool = False) -> Tensor:
         """Scores to add before the softmax, or to the logarithm of the weights `after` it, [batch, heads, queries, keys]."""
+        listed = (self.after if after else self.attention).get(layer, ())
+        if shape[2] > 1:
+            return _bias(listed, shape, like)
         if (layer, after) not in self.made:  # the plan of an answer's tokens serves many steps, each with one key more
-            self.made[layer, after] = _bias((self.after if after else self.attention).get(layer, ()), shape, like)
+            self.made[layer, after] = _bias(listed, shape, like)
         made = self.made[layer, after]
         return pad(made, (0, shape[-1] - made.shape[-1]))
 
