@@ -37,8 +37,9 @@ from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.tables import NONE, Evaluation, check_golds
-from emointerp.models import VLM, to_image
+from emointerp.models import VLM
 from emointerp.tracing import perplexity as perplexity_of
+from emointerp.world import Scene
 
 SETTINGS, CELLS = "settings.json", "cells"
 FORMAT, VERSION = "emointerp evaluation settings", 1
@@ -187,8 +188,7 @@ class Run:
 
     def _asked(self, cell: Cell, bar: tqdm, first: bool) -> list[dict[str, Any]]:
         """The rows of a cell; before a method's `first` a short answer is asked, as what loads then is no cost of the method."""
-        items = [replace(item, picture=to_image(item.picture)) for item in self.sets[cell.set]]  # drawing is no method's cost
-        step, rows = self.decoding.batch, []
+        items, step, rows = self.sets[cell.set], self.decoding.batch, []
         with _naming(cell):
             if first:
                 self.methods[cell.method].answers(self.vlm, items[:1], replace(self.decoding, max_new_tokens=2, seed=cell.seed))
@@ -199,6 +199,7 @@ class Run:
 
     def _batch(self, cell: Cell, items: Sequence[Item], start: int) -> list[dict[str, Any]]:
         decoding = replace(self.decoding, seed=cell.seed + STRIDE * (start // self.decoding.batch))
+        items = [replace(i, picture=i.picture.image()) if isinstance(i.picture, Scene) else i for i in items]  # no method's cost
         began = perf_counter()
         answers = self.methods[cell.method].answers(self.vlm, items, decoding)
         seconds = perf_counter() - began
