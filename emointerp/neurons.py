@@ -151,12 +151,6 @@ def attribution(
     return ((plus - minus) * slope).float().sum(-2).cpu().numpy(), plus.float().mean(-2).cpu().numpy()
 
 
-def _sides(prompts: Sequence[Prompt], noising: bool) -> tuple[Prompt, Prompt]:
-    """The run that is patched, and the one that the values come from."""
-    plus, minus = prompts
-    return (plus, minus) if noising else (minus, plus)
-
-
 def patched(
     vlm: VLM,
     pairs: Sequence[Pair],
@@ -181,7 +175,7 @@ def patched(
     places = _fitting(tokens, both)
     layers = sorted({layer for layer, _ in neurons})
     for pair, prompts, where in zip(tqdm(pairs, desc="patching", disable=not progress), both, places, strict=True):
-        receiver, other = _sides(prompts, noising)
+        receiver, other = prompts if noising else prompts[::-1]
         donor = collect(vlm, other, ["neurons"], layers=layers, positions=where)
         moved = {n: [patch(donor, n[0], neurons=[n[1]], positions=where)] for n in neurons}
         still = {(*n, "held"): [*edits, _held(vlm, receiver, at)] for at in held for n, edits in moved.items()}

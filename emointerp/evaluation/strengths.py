@@ -27,7 +27,9 @@ from emointerp.pairs import Pair
 from emointerp.tracing import Edit
 from emointerp.veena import Place, Veena
 
-VAF, PAI, VCD, ALPHAS = (1.15, 2.0, 4.0, 8.0), (0.2, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0), (0.25, 0.5, 1.0)  # strengths tried
+# strengths that `rivals` tries, the weakest first
+ALPHAS = (0.25, 0.5, 1.0)
+VAF, PAI, VCD = (1.15, 2.0, 4.0, 8.0), (0.2, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
 
 
 def amplified(value: Veena, name: str = "VEENA", parts: str = "both", *, adaptive: bool = False, words: Words = None) -> Method:

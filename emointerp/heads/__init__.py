@@ -6,10 +6,10 @@
 - `visual_heads`: which heads look at the picture, and where.
 - `check_heads`: all found heads together silenced and restored, against random sets of the same build.
 
->>> found = head_map(vlm, world_pairs("selection", 36))                                       # doctest: +SKIP
->>> held = head_map(vlm, world_pairs("test", 36))                                             # doctest: +SKIP
+>>> found = head_map(vlm, world_pairs("selection", 72))                                       # doctest: +SKIP
+>>> held = head_map(vlm, world_pairs("test", 72))                                             # doctest: +SKIP
 >>> specificity(found, held).plot()                                                           # doctest: +SKIP
->>> check_heads(vlm, world_pairs("test", 36), found.top(6).index).to_frame()                  # doctest: +SKIP
+>>> check_heads(vlm, world_pairs("test", 72), found.passed()[:6]).to_frame()                  # doctest: +SKIP
 """
 
 from emointerp.heads.check import HeadCheck, check_heads, matched_sets
