@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,29 @@ import torch
 from PIL import Image
 from tiny_models import picture, random_vlm  # noqa: F401 - a fixture
 
-from emointerp.emotions import named, words_for
+from emointerp.circuit import Circuit, Neuron
+from emointerp.emotions import named, score, words_for
 from emointerp.errors import InputError, ModelError, OutputError
+from emointerp.evaluation import Evaluation, conflict_pairs, random_like, world_items
+from emointerp.evaluation.items import CONFLICT, NEUTRALS
+from emointerp.evaluation.methods import LOOK
 from emointerp.heads.visual import attention_on
 from emointerp.lens import emotion_tokens
 from emointerp.models import load
+from emointerp.neurons import Neurons
 from emointerp.pairs import twin_prompts, world_pairs
-from emointerp.start_here import EVENT
+from emointerp.start_here import EVENT, Telling
 from emointerp.statistics import Interval, with_controls
 from emointerp.steering import steering_vectors
-from emointerp.tour import Job, heads, run, steering
-from emointerp.tour.report import _json, _plain
-from emointerp.tracing import AddVector, SetHead, perplexity
+from emointerp.tour import Chapter, Job, heads, run, steering, veena
+from emointerp.tour.report import _chapters, _json, _plain
+from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, SetHead, generate, perplexity
+from emointerp.veena import Veena, fit
 from emointerp.world import sample
 
 SMALL = {"direction": 24, "selection": 6, "tuning": 12, "test": 6}
 FEW = {"selection": 24, "test": 6}
+ASKED = {CONFLICT: 12, NEUTRALS: 6}
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +64,19 @@ def small_heads():
 
 
 @pytest.fixture(scope="session")
-def report(tmp_path_factory, small_steering, small_heads):
+def small_veena():
+    """The chapter on VEENA with fewer pictures, strengths and draws, and every test story on the page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(veena, "TUNING", 12)
+        patch.setattr(veena, "TEST", ASKED)
+        patch.setattr(veena, "SHOWN", ASKED[CONFLICT])
+        patch.setattr(veena, "BETAS", (1, 16))
+        patch.setattr(veena, "GAMMAS", (1, 1.5))
+        yield
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory, small_steering, small_heads, small_veena):
     """One tour for several tests: a drawn picture from a file, a photograph, and a name that needs escaping."""
     from skimage import data
 
@@ -293,6 +313,224 @@ def test_where_weights_cannot_be_read_neurons_are_left_out(random_vlm, monkeypat
     neurons = heads._neurons(random_vlm, [], [])
     assert heads._neuron_line(neurons).startswith("Neurons were left out. Quantised weights cannot be read")
     assert heads._neuron_blocks(neurons) == [] and set(heads._neuron_results(neurons)) == {"left out"}
+
+
+def amplified(told):
+    """The report's VEENA, made anew of its numbers."""
+    heads_and_neurons = {name: [place(at) for at in places] for name, places in told["circuit"].items()}
+    chosen = told["tuning"]["chosen"]
+    return Veena(**heads_and_neurons, beta=chosen["beta"], gamma=chosen["gamma"], l_emo=told["l_emo"])
+
+
+def edits_of(value):
+    """As the method's definition has them, a head and a neuron each."""
+    edits = [ScaleAttention(layer, value.beta, ("query",), "visual", [head]) for layer, head in value.upstream]
+    edits += [ScaleAttention(layer, value.beta, ("last", "answer"), "visual", [head]) for layer, head in value.downstream]
+    return edits + [ScaleNeurons(layer, [neuron], value.gamma) for layer, neuron in value.neurons]
+
+
+def test_report_amplifies_what_was_found_at_the_best_strength(report):
+    _, results = report
+    told, found = results["veena"], results["heads"]
+    assert told["l_emo"] == results["steering"]["layer"]
+    assert sorted(told["circuit"]["upstream"] + told["circuit"]["downstream"]) == sorted(found["heads"])
+    assert all(place(at)[0] <= told["l_emo"] for at in told["circuit"]["upstream"])
+    assert all(place(at)[0] > told["l_emo"] for at in told["circuit"]["downstream"])
+    strongest = {f"{row['layer']}.{row['neuron']}": row for row in found["neurons"]["strongest"]}
+    assert set(told["circuit"]["neurons"]) <= {at for at, row in strongest.items() if row["names"]}
+    tried = [row for row in told["tuning"]["tried"] if row["allowed"]]
+    best = max(tried, key=lambda row: (row["exact"]["mean"], -row["beta"], -row["gamma"]))
+    assert told["tuning"]["chosen"] == {"beta": best["beta"], "gamma": best["gamma"]}
+    pairs, vlm = conflict_pairs(load(), 12), load()
+    stories = vlm.generate([vlm.prompt(*pair.plus) for pair in pairs])
+    own = next(row for row in told["tuning"]["tried"] if row["beta"] == row["gamma"] == 1)
+    assert own["exact"]["mean"] == pytest.approx(score(stories, [pair.emotion for pair in pairs]).exact.mean(), abs=1e-4)
+
+
+def test_report_tells_stories_before_and_after(report):
+    """By plain hooks; the stories before are those of the first chapter."""
+    page, results = report
+    told, vlm = results["veena"], load()
+    edits, scene = edits_of(amplified(told)), sample("test", 1, emotions=("fear",))[0].scene
+    assert list(told["pictures"]) == [p["picture"] for p in results["start_here"]["pictures"]]
+    assert [p["before"] for p in told["pictures"].values()] == [p["story"] for p in results["start_here"]["pictures"]]
+    item = world_items(vlm, CONFLICT, ASKED[CONFLICT])[0]
+    event = "I found a <b>letter</b> on the table."
+    cases = [(vlm.prompt(scene, event), list(told["pictures"].values())[2])]
+    cases += [(item.prompt(vlm), list(told["test split"]["stories"].values())[0])]
+    for prompt, case in cases:
+        for when, some in (("before", ()), ("after", edits)):
+            ids = oracle.tokens(vlm, prompt, some, n=64)
+            assert case[when] == vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert f"beside “{item.text}”, which suggests {item.suggested}" in page.read_text()
+
+
+def test_report_measures_the_cure_beside_controls(report):
+    """All answers asked anew, method by method, and scored."""
+    page, results = report
+    told, vlm, html = results["veena"]["test split"], load(), page.read_text()
+    value, asked = amplified(results["veena"]), {}
+    lists = {"none": [()], "VEENA": [edits_of(value)]}
+    lists[veena.RANDOM] = [edits_of(random_like(vlm, value, seed)) for seed in range(veena.DRAWS)]
+    for name, column in ((CONFLICT, "exact"), (NEUTRALS, "false_emotion")):
+        items = world_items(vlm, name, ASKED[name])
+        prompts, golds = [item.prompt(vlm) for item in items], [item.gold for item in items]
+
+        def rate(prompts, edits=(), golds=golds, column=column):
+            stories = generate(vlm, prompts, edits)
+            return score(stories, golds)[column].to_numpy(float)
+
+        asked[name] = {method: np.mean([rate(prompts, some) for some in several], 0) for method, several in lists.items()}
+        asked[name]["emotion prompt"] = rate([item.prompt(vlm, f"{LOOK} {vlm.instruction}") for item in items])
+    assert set(asked[CONFLICT]) | {veena.VEE} >= set(told["methods"]) >= set(asked[CONFLICT])
+    for method, exact in asked[CONFLICT].items():
+        row, false = told["methods"][method], asked[NEUTRALS][method]
+        assert row["exact"]["mean"] == pytest.approx(exact.mean(), abs=1e-4) and row["exact"]["n"] == ASKED[CONFLICT]
+        assert row["false emotions"]["mean"] == pytest.approx(false.mean(), abs=1e-4)
+        if method != "none":
+            gain, rise = exact - asked[CONFLICT]["none"], false - asked[NEUTRALS]["none"]
+            assert row["exact, more than none"]["mean"] == pytest.approx(gain.mean(), abs=1e-4)
+            assert row["false, more than none"]["mean"] == pytest.approx(rise.mean(), abs=1e-4)
+            assert f"{gain.mean() * 100:+.0f}".replace("-", "\N{MINUS SIGN}").replace("+0", "0") + " [" in html
+    wishes = {wish: row["met"] for wish, row in told["goal"].items()}
+    gain = np.mean(asked[CONFLICT]["VEENA"] - asked[CONFLICT]["none"])
+    assert wishes["conflict: exact rate, at least 10 points over none"] == ("yes" if gain >= 0.1 else "no")
+    assert wishes["questions: right, at most 1 point down"] == "not measured" and len(wishes) == 4
+
+
+def test_the_mean_of_the_draws_is_one_method():
+    """Two draws, by hand: right in one of two and in both of two, beside a method that is never right."""
+    rows = [("none", 0, 0), ("none", 1, 0), ("VEENA", 0, 1), ("VEENA", 1, 0)]
+    rows += [(f"{veena.RANDOM}, draw {i}", item, right) for i, item, right in ((1, 0, 1), (1, 1, 0), (2, 0, 1), (2, 1, 1))]
+    table = pd.DataFrame(rows, columns=["method", "item", "exact"]).assign(set=CONFLICT, gold="joy", right=np.nan)
+    tested = veena._Tested({}, Evaluation(table, {}))
+    assert list(tested.methods) == ["none", "VEENA", veena.RANDOM]
+    assert tested.values(CONFLICT, veena.RANDOM).tolist() == [1.0, 0.5]
+    assert tested.more(CONFLICT, "VEENA", veena.RANDOM).mean == -0.25 and tested.rate(CONFLICT, "VEENA").mean == 0.5
+
+
+def test_where_nothing_was_found_there_is_nothing_to_mend_with(random_vlm):  # noqa: F811
+    for found in ({}, {"heads": None, "steering": 1}):
+        chapter = veena.chapter(random_vlm, Job((("noise", picture()),), EVENT, found))
+        assert "found no heads that bring a feeling over from the picture" in chapter.summary[0] and len(chapter.summary) == 1
+        assert chapter.blocks == () and chapter.results == {"circuit": None}
+
+
+def small_circuit(vlm, neurons=True):
+    """Two heads and a neuron, whatever they do."""
+    some = [Neuron(2, 7, 0.2, 0.01, "fear")] if neurons else []
+    return Circuit.of(vlm, [(1, 2, 0.5, 0.01), (3, 1, 0.4, 0.02)], some, pairs=world_pairs("selection", 2), metric="log mass")
+
+
+def strengthened(*arguments, **options):
+    """`fit`, and a strength whatever it found."""
+    fitted = fit(*arguments, **options)
+    table = fitted.table.assign(chosen=fitted.table.index == fitted.table.index[-1])
+    best = table.iloc[-1]
+    return replace(fitted, table=table, veena=replace(fitted.veena, beta=best.beta, beta_decode=best.beta, gamma=best.gamma))
+
+
+@pytest.mark.parametrize("family", tiny_families.NAMES)
+def test_random_models_of_all_families_gain_nothing_and_it_is_said(family, small_veena, monkeypatch):
+    monkeypatch.setattr(veena, "TUNING", 2)
+    monkeypatch.setattr(veena, "TEST", {CONFLICT: 4, NEUTRALS: 2})
+    monkeypatch.setattr(veena, "TOKENS", 6)
+    monkeypatch.setattr(veena.veena, "fit", strengthened)
+    vlm = tiny_families.vlm(family)
+    found = {"heads": small_circuit(vlm), "steering": None}
+    chapter = veena.chapter(vlm, Job((("<noise>", picture()),), EVENT, found))
+    assert "halfway, as no push of the chapter on steering helped" in chapter.summary[0] and chapter.results["l_emo"] == 2
+    assert "β = 16, γ = 1.5." in chapter.summary[1] and len(chapter.summary) == 7
+    assert chapter.results["test split"]["methods"]["VEENA"]["exact, more than none"] == Interval(0.0, -0.75, 0.75, 4)
+    assert "0 [\N{MINUS SIGN}75, +75] points. This could be chance, so no gain is shown." in chapter.summary[2]
+    assert "not reached, as “conflict: exact rate, at least 10 points over none” is missed" in chapter.summary[5]
+    told, prompt = chapter.results["pictures"]["<noise>"], vlm.prompt(picture(), EVENT)
+    edits = edits_of(Veena(upstream=[(1, 2)], downstream=[(3, 1)], neurons=[(2, 7)], beta=16.0, gamma=1.5))
+    expected = [generate(vlm, prompt, some, max_new_tokens=6) for some in ((), edits)]
+    assert [told["before"], told["after"]] == expected
+    assert "&lt;noise&gt;" in chapter.blocks[-1][1] and "<noise>" not in chapter.blocks[-1][1]
+    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+
+
+def test_where_no_strength_helps_the_chapter_says_so_and_ends(small_veena, monkeypatch):
+    monkeypatch.setattr(veena, "TUNING", 2)
+    vlm = tiny_families.vlm("llava_clip")
+    chapter = veena.chapter(vlm, Job((("noise", picture()),), EVENT, {"heads": small_circuit(vlm), "steering": 1}))
+    assert "up to layer 1 (where a push works best)" in chapter.summary[0] and len(chapter.blocks) == 1
+    assert chapter.summary[-1].startswith("None of 3 strengths gave more right stories on the 2 tuning pairs within the limits")
+    assert chapter.summary[-1].endswith("nothing to test, and the pictures' stories were left alone.")
+    assert chapter.results["tuning"]["chosen"] == {"beta": 1.0, "gamma": 1.0} and "test split" not in chapter.results
+
+
+def test_without_neurons_only_heads_are_amplified(random_vlm, small_veena, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(veena, "TUNING", 2)
+    circuit = Circuit.of(random_vlm, [(1, 2, 0.5), (2, 1, 0.4)], pairs=world_pairs("selection", 2), metric="log mass")
+    fitted = veena._fitted(random_vlm, circuit, 1)
+    assert sorted(set(fitted.table.gamma)) == [1.0] and sorted(set(fitted.table.beta)) == [1.0, 16.0]
+    assert "ENA has none to amplify" in veena._found_line(fitted.veena, 1)
+    value = replace(fitted.veena, beta=16.0, beta_decode=16.0)
+    both = replace(value, neurons=[(1, 2)], gamma=1.5)
+    assert "VEENA is VEE alone here" in veena._half(value) and "is ENA alone" in veena._half(both.only("ena"))
+    assert veena._half(both) == ""
+    asked = [[method.name for method in veena._methods(random_vlm, some)] for some in (value, both.only("ena"), both)]
+    assert [names.count(veena.VEE) for names in asked] == [0, 0, 1]
+
+
+def test_stories_in_the_table_are_escaped():
+    told = [Telling(Image.fromarray(picture()), "<i>now</i>", story, None) for story in ("<script>a</script>", "")]
+    html = veena._stories([veena._Case("<b>", *told)])
+    assert "<script" not in html and "&lt;script&gt;" in html and "<b>" not in html and "nothing was said" in html
+    assert "<i>now" not in veena._stories([veena._Case("a", *told, note="<i>now</i>")])
+
+
+@pytest.mark.parametrize(("shows", "right"), [("joy", True), ("fear", False), (None, False)])
+def test_right_stories_are_marked(shows, right):
+    html = veena._story(Telling(Image.fromarray(picture()), EVENT, "I felt glad.", shows))
+    assert "names joy" in html and ("names joy: <b>right</b>" in html) is right
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [((0.2, 0.1, 0.3), "mends some of them"), ((0.1, 0.0, 0.2), "could be chance"), ((-0.2, -0.3, -0.1), "does harm")],
+)
+def test_what_a_gain_says(gain, words):
+    assert words in veena._verdict(Interval(*gain, 9))
+
+
+def test_goals_that_were_missed_are_named():
+    rows = {
+        "one": ("yes", Interval(0.2, 0.1, 0.4, 9)),
+        "two": ("no", Interval(0.05, -0.002, 0.1, 9)),
+        "three": ("not measured", np.nan),
+    }
+    goal = pd.DataFrame.from_dict(rows, orient="index", columns=["met", "difference"])
+    assert "It is not reached, as “two” is missed (+5 [0, +10] points)." in veena._goal_line(goal)
+    assert "reach about 15 points to either side" in veena._goal_line(goal)
+    assert "It is reached as far as it is measured here, by the means." in veena._goal_line(goal.drop("two"))
+
+
+def test_neurons_are_passed_on_by_what_the_selection_split_says(random_vlm):  # noqa: F811
+    """What the test split confirmed (`exact`) chooses nothing."""
+    rows = [("fear", 0.01, 0.5), ("", 0.01, 0.5), ("fear", 0.2, 0.5), ("joy", 0.01, -0.5), ("joy", 0.05, 0.1)]
+    table = pd.DataFrame(rows, columns=["names", "p", "score"]).assign(layer=1, neuron=range(5), p_exact=1.0)
+    table["score"] = [Interval(x, x, x, 9) for x in table.score]
+    frame = pd.DataFrame({"effect": [Interval(0.3, 0.2, 0.4, 9)], "corrected": 0.01}, pd.MultiIndex.from_tuples([(2, 1)]))
+    pairs = world_pairs("selection", 2)
+    circuit = heads._circuit(random_vlm, pairs, [(2, 1)], frame, Neurons(table))
+    assert [(n.neuron, n.emotion) for n in circuit.neurons] == [(0, "fear"), (4, "joy")]
+    assert circuit.splits == ("selection",) and [(h.layer, h.head, h.score, h.p) for h in circuit.heads] == [(2, 1, 0.3, 0.01)]
+    assert heads._circuit(random_vlm, pairs, [(2, 1)], frame, "left out").neurons == ()
+
+
+def test_chapters_are_told_what_those_before_them_found(random_vlm, monkeypatch):  # noqa: F811
+    told = []
+
+    def fake(name):
+        return lambda vlm, job: told.append(dict(job.found)) or Chapter(name, name, (), (), {}, found=f"found by {name}")
+
+    monkeypatch.setattr("emointerp.tour.report.CHAPTERS", tuple(map(fake, "abc")))
+    assert [chapter.name for chapter in _chapters(random_vlm, Job((), EVENT))] == ["a", "b", "c"]
+    assert told == [{}, {"a": "found by a"}, {"a": "found by a", "b": "found by b"}]
 
 
 def test_results_are_json_for_strict_readers():

@@ -185,6 +185,15 @@ def score(
     return pd.DataFrame([vars(row) for row in rows], columns=list(_Row.__dataclass_fields__))
 
 
+def same_answer(answer: str, gold: str) -> bool:
+    """Whether an answer is the right one, whatever its case and full stop.
+
+    >>> same_answer("yes", "Yes."), same_answer("Yes, two.", "Yes.")
+    (True, False)
+    """
+    return answer.strip(" .!\n").casefold() == gold.strip(" .!\n").casefold()
+
+
 def sentiment_sign(text: str, extractor: Extractor = extract) -> int:
     """+1 where pleasant emotion words outnumber unpleasant ones, -1 the other way round, 0 where neither does.
 

@@ -80,7 +80,7 @@ def per_prompt(
 
     def answers(vlm: VLM, items: Sequence[Item], decoding: Decoding) -> list[str]:
         prompts = [item.prompt(vlm) for item in items]
-        return _grouped(vlm, prompts, edits_of(vlm, prompts), decoding)
+        return grouped(vlm, prompts, edits_of(vlm, prompts), decoding)
 
     return Method(name, answers, settings or {})
 
@@ -117,13 +117,13 @@ def oracle_steering(directions: Directions, layer: int, alpha: float = 1.0) -> M
     edits = {emotion: directions.edits(emotion, layer, alpha) for emotion in directions.emotions}
 
     def answers(vlm: VLM, items: Sequence[Item], decoding: Decoding) -> list[str]:
-        return _grouped(vlm, [item.prompt(vlm) for item in items], [edits.get(item.gold, []) for item in items], decoding)
+        return grouped(vlm, [item.prompt(vlm) for item in items], [edits.get(item.gold, []) for item in items], decoding)
 
     settings = {emotion: [_described(edit) for edit in some] for emotion, some in edits.items()}
     return Method("steering with the gold emotion", answers, settings, oracle=True)
 
 
-def _grouped(vlm: VLM, prompts: Sequence[Prompt], edit_lists: Sequence[Sequence[Edit]], decoding: Decoding) -> list[str]:
+def grouped(vlm: VLM, prompts: Sequence[Prompt], edit_lists: Sequence[Sequence[Edit]], decoding: Decoding) -> list[str]:
     """Each prompt's answer under its own edits, those with equal edits together."""
     if len(edit_lists) != len(prompts):
         raise InputError(f"{len(prompts)} prompts, but edits for {len(edit_lists)}; give a list of edits for each, [] for none.")

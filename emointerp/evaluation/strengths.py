@@ -7,7 +7,7 @@ would be a straw man.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from emointerp.errors import InputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
 from emointerp.evaluation.harness import evaluate
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, Item
-from emointerp.evaluation.methods import Method, emotion_prompt, none, per_prompt, steering
+from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, grouped, none, per_prompt, steering
 from emointerp.evaluation.tables import NONE
 from emointerp.lens import Words
 from emointerp.models import VLM, Prompt
@@ -46,6 +46,40 @@ def amplified(value: Veena, name: str = "VEENA", parts: str = "both", *, adaptiv
 
     listed = {emotion: list(some) for emotion, some in words.items()} if words else None
     return per_prompt(name, edits_of, {"veena": asdict(value), "parts": parts, "adaptive": adaptive, "words": listed})
+
+
+def by_prediction(values: Mapping[str, Veena], name: str = "VEENA, own prediction", words: Words = None) -> Method:
+    """Each prompt under the VEENA of the emotion that the model itself, unedited, is about to name (`veena.predicted`).
+
+    `values` by emotion; a prompt whose emotion has none is left alone. Where the model is about to be wrong, so is the choice.
+    """
+
+    def edits_of(vlm: VLM, prompts: list[Prompt]) -> list[list[Edit]]:
+        lists = _lists(vlm, values)
+        return [lists.get(emotion, []) for emotion in veena.predicted(vlm, prompts, words=words)]
+
+    return per_prompt(name, edits_of, {emotion: asdict(value) for emotion, value in values.items()})
+
+
+def by_label(values: Mapping[str, Veena], name: str, shift: int = 0) -> Method:
+    """Each item under the VEENA of its gold emotion, or of the one `shift` places after it: it sees the label, so it is an oracle.
+
+    With a shift it is a control, another emotion's heads and neurons. Items whose gold is no emotion of `values` are left alone.
+    """
+    emotions = list(values)
+
+    def answers(vlm: VLM, items: Sequence[Item], decoding: Decoding) -> list[str]:
+        lists = _lists(vlm, values)
+        shifted = {emotion: lists[emotions[(i + shift) % len(emotions)]] for i, emotion in enumerate(emotions)}
+        return grouped(vlm, [item.prompt(vlm) for item in items], [shifted.get(item.gold, []) for item in items], decoding)
+
+    return Method(name, answers, {"shift": shift} | {emotion: asdict(value) for emotion, value in values.items()}, oracle=True)
+
+
+def _lists(vlm: VLM, values: Mapping[str, Veena]) -> dict[str, list[Edit]]:
+    for value in values.values():
+        value.check(vlm)
+    return {emotion: value.edits() for emotion, value in values.items()}
 
 
 def tuned(

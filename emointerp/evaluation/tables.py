@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from emointerp.emotions import NEUTRAL, score
+from emointerp.emotions import NEUTRAL, same_answer, score
 from emointerp.emotions.tokens import words_of
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError, OutputError
@@ -366,17 +366,8 @@ def _scores(answers: pd.Series, items: Sequence[Item], wheels: WheelsLike) -> pd
         found = score(list(answers[stories]), [golds[i] for i in stories], wheels).set_index(stories)
         columns = [column for column in SCORES if column != RIGHT]
         table.loc[stories, columns] = found[columns].astype(float)
-    table.loc[asked, RIGHT] = [float(_same(answers[i], golds[i])) for i in answers.index[asked]]
+    table.loc[asked, RIGHT] = [float(same_answer(answers[i], golds[i])) for i in answers.index[asked]]
     return table
-
-
-def _same(answer: str, gold: str) -> bool:
-    """Whether an answer is the right one, whatever its case and full stop.
-
-    >>> _same("yes", "Yes."), _same("Yes, two.", "Yes.")
-    (True, False)
-    """
-    return answer.strip(" .!\n").casefold() == gold.strip(" .!\n").casefold()
 
 
 def _median(ratios: np.ndarray) -> float:

@@ -32,6 +32,8 @@ from emointerp.tracing import Activations, collect
 from emointerp.tracing.verbs import checked_layers
 
 DIRECTIONS = {"denoising": "emotional into neutral", "noising": "neutral into emotional"}
+LOOKING = "looking"  # what `amplification_map` does instead
+TITLES = DIRECTIONS | {LOOKING: "what they see of the picture"}
 PLACE = ["layer", "head"]
 
 
@@ -40,8 +42,8 @@ class HeadMap:
     """What each head's patch does. `table` has a row a pair, layer and head:
 
     pair, emotion, `picture` (fingerprint of the emotional one), layer, head; `value`, the metric with the head patched;
-    `receiver`, without; `donor`, that of the run that the patch comes from. `kind` is "patching", or "attribution": then `value` is
-    the receiver's plus the gradient's guess.
+    `receiver`, without; `donor`, that of the run that the patch comes from. `kind` is "patching"; or "attribution": then `value` is
+    the receiver's plus the gradient's guess; or "amplifying" (`amplification_map`).
     """
 
     table: pd.DataFrame
@@ -163,7 +165,7 @@ class HeadMap:
         effect = means(frame.effect)
         limit = max(1e-6, effect.abs().max())
         drawn = draw_map(axis, effect, None if self.kind == "attribution" else frame.corrected <= alpha, vmin=-limit, vmax=limit)
-        axis.set_title(f"{self.kind.capitalize()} heads, {DIRECTIONS[self.direction]}")
+        axis.set_title(f"{self.kind.capitalize()} heads, {TITLES[self.direction]}")
         figure.colorbar(drawn, ax=axis, label=f"share of the gap closed ({self.metric})")
         return figure
 

@@ -8,6 +8,7 @@
 """
 
 from emointerp.models.bridge import Bridge, activation_cache, bridge
+from emointerp.models.budget import Budget, expect
 from emointerp.models.familiarity import Familiarity, embeddings, familiarity
 from emointerp.models.images import to_image
 from emointerp.models.loading import BUNDLED, WEIGHTS, load
@@ -15,6 +16,6 @@ from emointerp.models.prompts import Prompt
 from emointerp.models.vlm import VLM
 
 __all__ = [
-    "BUNDLED", "VLM", "WEIGHTS", "Bridge", "Familiarity", "Prompt", "activation_cache", "bridge", "embeddings", "familiarity",
-    "load", "to_image",
+    "BUNDLED", "VLM", "WEIGHTS", "Bridge", "Budget", "Familiarity", "Prompt", "activation_cache", "bridge", "embeddings", "expect",
+    "familiarity", "load", "to_image",
 ]  # fmt: skip

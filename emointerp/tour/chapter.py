@@ -1,5 +1,6 @@
 """What the tour hands to its chapters, and what they hand back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -12,17 +13,19 @@ from emointerp.statistics import Interval
 
 @dataclass(frozen=True)
 class Job:
-    """What the user asked for: pictures with their names, and an event."""
+    """What the user asked for, pictures with their names and an event; and what earlier chapters `found`, by their names."""
 
     pictures: tuple[tuple[str, Any], ...]
     event: str
+    found: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class Chapter:
     """A chapter of the report: blocks of HTML under a title, a summary in plain words, and its numbers.
 
-    `name` is the chapter's module, and the key of its numbers in `results.json`.
+    `name` is the chapter's module, and the key of its numbers in `results.json`. `found` is what later chapters go on from, so that
+    nothing is measured twice; None where there is nothing.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Chapter:
     summary: tuple[str, ...]
     blocks: tuple[tuple[str, str], ...] = field(repr=False)
     results: dict[str, Any] = field(repr=False)
+    found: Any = field(default=None, repr=False)
 
 
 def figure_html(figure: Figure, alt: str) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from emointerp.circuit import Circuit, Neuron
 from emointerp.errors import InputError
 from emointerp.heads import HeadCheck, HeadMap, check_heads, head_map, plot_attention, visual_heads
 from emointerp.heads.check import MEAN, RESAMPLE, RESTORE
@@ -66,7 +67,10 @@ class _Look:
 
 
 def chapter(vlm: VLM, job: Job) -> Chapter:
-    """Map all heads, check the best as a set on other pictures, ask what neurons write, look where the heads look."""
+    """Map all heads, check the best as a set on other pictures, ask what neurons write, look where the heads look.
+
+    What it found is the `Circuit` of the set and of the neurons that state a feeling, None where no head passes.
+    """
     selection, test = (world_pairs(split, n) for split, n in PAIRS.items())
     found = head_map(vlm, selection, answer=BEGUN)
     gap, frame = _gap(found), found.to_frame()
@@ -86,7 +90,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     blocks += [*_test_blocks(frame, tested), *_neuron_blocks(neurons), *_picture_blocks(vlm, looks, heads)]
     results |= {"test split": _test_results(tested), "neurons": _neuron_results(neurons)}
     results["pictures"] = _picture_results(looks, heads)
-    return Chapter("heads", TITLE, summary, tuple(blocks), results)
+    return Chapter("heads", TITLE, summary, tuple(blocks), results, _circuit(vlm, selection, heads, frame, neurons))
 
 
 def _gap(found: HeadMap) -> Interval:
@@ -131,6 +135,16 @@ def _neurons(vlm: VLM, selection: Sequence, test: Sequence) -> Neurons | str:
         return state_neurons(vlm, selection, k=NEURONS, held_out=test, answer=BEGUN)
     except InputError as error:
         return str(error)
+
+
+def _circuit(vlm: VLM, selection: Sequence, heads: Sequence[Head], frame: pd.DataFrame, neurons: Neurons | str) -> Circuit:
+    """The set, and the neurons that name an emotion and pass on the selection split: the exact patches saw the test split."""
+    parts, states = [(*at, frame.effect[at].mean, float(frame.corrected[at])) for at in heads], []
+    if not isinstance(neurons, str):
+        table = neurons.table
+        passed = table[(table.names != "") & (table.p <= ALPHA) & (means(table.score) > 0)]
+        states = [Neuron(row.layer, row.neuron, row.score.mean, row.p, row.names) for row in passed.itertuples()]
+    return Circuit.of(vlm, parts, states, pairs=selection, metric="log mass")
 
 
 def _name(head: Head) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,16 @@ from emointerp.models import VLM, load, to_image
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.tour import heads, lens, start_here, steering
+from emointerp.tour import heads, lens, start_here, steering, veena
 from emointerp.tour.chapter import Chapter, Job
 
-CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (start_here.chapter, lens.chapter, steering.chapter, heads.chapter)
+CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (
+    start_here.chapter,
+    lens.chapter,
+    steering.chapter,
+    heads.chapter,
+    veena.chapter,
+)
 
 
 def run(
@@ -40,8 +46,16 @@ def run(
     pictures = _named(images) or start_here.bundled_pictures()
     job = Job(pictures, event)
     vlm = load(model)
-    chapters = [make(vlm, job) for make in CHAPTERS]
+    chapters = _chapters(vlm, job)
     return _written(folder, {"index.html": _page(vlm, job, chapters), "results.json": _json(_results(vlm, job, chapters))})
+
+
+def _chapters(vlm: VLM, job: Job) -> list[Chapter]:
+    """All chapters; each is told what those before it found."""
+    chapters: list[Chapter] = []
+    for make in CHAPTERS:
+        chapters.append(make(vlm, replace(job, found={chapter.name: chapter.found for chapter in chapters})))
+    return chapters
 
 
 def _named(images: Sequence[Any]) -> tuple[tuple[str, Any], ...]:

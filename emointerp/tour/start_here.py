@@ -21,7 +21,7 @@ def bundled_pictures() -> tuple[tuple[str, Any], ...]:
 
 
 def chapter(vlm: VLM, job: Job) -> Chapter:
-    """Read the pictures, then measure on the test split."""
+    """Read the pictures, then measure on the test split; what it found is each picture's `Telling`."""
     readings = [(name, read(vlm, picture, job.event)) for name, picture in tqdm(job.pictures, desc="pictures")]
     measured, guessed = scores(vlm, TEST_PICTURES), see_or_guess(vlm, CONFLICT_PICTURES)
     blocks = [(name, _reading_block(reading)) for name, reading in readings]
@@ -45,7 +45,8 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
             "named": guessed.to_frame().to_dict("index"),
         },
     }
-    return Chapter("start_here", "See or guess", _summary(readings, measured, guessed), tuple(blocks), results)
+    found = {name: reading.telling for name, reading in readings}
+    return Chapter("start_here", "See or guess", _summary(readings, measured, guessed), tuple(blocks), results, found)
 
 
 def _summary(readings: list[tuple[str, Reading]], measured: Scores, guessed: SeeOrGuess) -> tuple[str, ...]:

@@ -67,7 +67,10 @@ class _Pushed:
 
 
 def chapter(vlm: VLM, job: Job) -> Chapter:
-    """Find directions, choose layer and strengths, test them on other pictures, push the stories of the job's pictures."""
+    """Find directions, choose layer and strengths, test them on other pictures, push the stories of the job's pictures.
+
+    What it found is the layer, None where no push helps.
+    """
     found = differences(vlm, world_pairs("direction", PAIRS["direction"]), answer=BEGUN)
     directions = _directions(found)
     tried = _steered(vlm, "selection", directions, _layers(vlm), ALPHAS["selection"])
@@ -89,7 +92,8 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     ]
     results |= {"layer": choice.layer, "alphas": dict(choice.alphas), "test split": _test_results(tested)}
     results["pictures"] = {name: _picture_results(one) for name, one in pushed.items()}
-    return Chapter("steering", TITLE, _summary(directions, choice, tested, pushed.values()), tuple(blocks), results)
+    summary = _summary(directions, choice, tested, pushed.values())
+    return Chapter("steering", TITLE, summary, tuple(blocks), results, found=choice.layer)
 
 
 def _directions(found: Differences) -> Directions:

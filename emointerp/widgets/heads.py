@@ -17,7 +17,7 @@ from emointerp.emotions import BASIC, words_for
 from emointerp.errors import EmointerpError, InputError
 from emointerp.heads import HeadMap
 from emointerp.heads.drawing import means
-from emointerp.heads.maps import DIRECTIONS
+from emointerp.heads.maps import TITLES
 from emointerp.heads.visual import attention_on
 from emointerp.lens import MASSES, Words
 from emointerp.markup import data_uri, thumbnail
@@ -272,7 +272,7 @@ def _effects(reading: HeadReading, pair: Pair, effects: Effects) -> str:
     rows = [("all", reading.effect, reading.corrected), *zip(single.index, single.effect, single.corrected, strict=True)]
     cells = "".join(_row(*row, effects.ends, row[0] == pair.emotion) for row in rows)
     about = (
-        f"{found.kind.capitalize()}, {DIRECTIONS[found.direction]}; 95% intervals over {reading.effect.n} pairs. All: "
+        f"{found.kind.capitalize()}, {TITLES[found.direction]}; 95% intervals over {reading.effect.n} pairs. All: "
         f"{_p(reading.corrected)} among the map's {len(effects.heads)} heads. *: corrected p of at most 0.05. Bold: the picture's "
         "emotion."
     )
