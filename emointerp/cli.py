@@ -89,17 +89,22 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="0: greedy answers; above it sampled ones.")] = 0.0,
     method: Annotated[list[str] | None, typer.Option(help="A method; may be given several times. By default all.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of MER-UniBench's wheel files; by default our own wheels.")] = None,
+    veena: Annotated[bool, typer.Option("--veena", help="Fit VEENA and its rivals, and ask all of them and the controls.")] = False,
+    l_emo: Annotated[int, typer.Option(help="With --veena: the layer that divides its heads (notebook 04 finds it).")] = 3,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out clips without a video or transcript.")] = False,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
 ) -> None:
-    """Ask a model with and without each method that needs no fitting, score the answers, and say what each gains and costs."""
+    """Ask a model with and without each method, score the answers, and say what each gains and costs; --veena fits some first."""
     world, seeds = benchmark is Benchmark.world, seeds or [0]
     if (data is None) != world:
         raise InputError("--data goes with --benchmark mer-unibench, and is needed there; the world brings its own items.")
     if len(seeds) > 1 and not world:
         raise InputError(f"MER-UniBench takes one seed, which draws the frames; {len(seeds)} came.")
+    if veena and (not world or method):
+        raise InputError("--veena fits its methods on the drawn world and asks all of them: give it without --data and --method.")
     from emointerp.emotions import read_mer_unibench_wheels
+    from emointerp.evaluation import contest
     from emointerp.evaluation.benchmarks import run_mer_unibench, run_world, standard, write_table, write_tables
     from emointerp.evaluation.mer_unibench import folders
     from emointerp.models import load
@@ -108,6 +113,8 @@ def evaluate(
         folders(data)  # refuses, before a model is loaded, what holds no set
     methods, folder = standard(method or ()), out or Path(f"emointerp-{benchmark.value}")
     vlm = load(model, device=device, dtype=dtype)
+    if veena:
+        methods = contest(vlm, l_emo)
     if world:
         said = write_tables(
             run_world(vlm, methods, folder, n=120 if n is None else n, seeds=seeds, temperature=temperature), folder

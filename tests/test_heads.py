@@ -17,6 +17,7 @@ from emointerp.emotions import hit_rate
 from emointerp.errors import InputError
 from emointerp.heads import (
     HeadMap,
+    amplification_map,
     attribution_map,
     check,
     check_heads,
@@ -30,7 +31,7 @@ from emointerp.lens import emotion_tokens, head_writes
 from emointerp.models import bridge, load
 from emointerp.pairs import Pair, twin_prompts, world_pairs
 from emointerp.statistics import sign_flips
-from emointerp.tracing import Metric, SetHead, collect
+from emointerp.tracing import Metric, ScaleAttention, SetHead, collect
 
 EVENT = "The phone rang twice while I was cooking."
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
@@ -171,6 +172,39 @@ def test_a_story_is_told_with_the_donors_head_from_the_last_token_on():
 
 
 # what a map says
+
+
+@families
+def test_amplification_is_a_loop_of_hook_edited_forwards(family):
+    """Early heads look from the question's query, later ones from its last token on; the donor is the neutral event's own run."""
+    vlm = tiny_families.vlm(family)
+    pairs = [Pair(p.emotional, p.neutral, p.event, p.emotion, neutral_event="It rained.") for p in some_pairs()]
+    found = amplification_map(vlm, pairs, 1, 5.0, **quiet)
+    assert found.kind == "amplifying" and len(found.table) == 2 * LAYERS * HEADS
+    table = found.table.set_index(["pair", "layer", "head"])
+    for i, pair in enumerate(pairs):
+        question, begun = (vlm.prompt(pair.emotional, pair.event, answer=answer) for answer in ("", "I felt"))
+        calm = vlm.prompt(pair.emotional, "It rained.", answer="I felt")
+        assert table.receiver[i, 0, 0] == pytest.approx(log_mass(vlm, oracle.logits(vlm, begun), pair.emotion), abs=1e-4)
+        assert table.donor[i, 0, 0] == pytest.approx(log_mass(vlm, oracle.logits(vlm, calm), pair.emotion), abs=1e-4)
+        for layer, head in ((0, 1), (1, 0), (2, 2), (LAYERS - 1, 0)):
+            start = question.last if layer > 1 else question.last - len(question.query)
+            where = range(start, len(begun) if layer > 1 else question.last)
+            edit = ScaleAttention(layer, 5.0, tuple(where), "visual", [head])
+            expected = log_mass(vlm, oracle.logits(vlm, begun, [edit]), pair.emotion)
+            assert table.value[i, layer, head] == pytest.approx(expected, abs=1e-4)
+    assert found.plot().axes[0].get_title() == "Amplifying heads, what they see of the picture"
+
+
+def test_amplification_is_refused_without_a_neutral_event():
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs()
+    with pytest.raises(InputError, match=r"2 pairs have none \(the first: pair 0\); give Pair\(neutral_event"):
+        amplification_map(vlm, pairs, 1, **quiet)
+    calm = [Pair(p.emotional, p.neutral, p.event, p.emotion, neutral_event="It rained.") for p in pairs]
+    with pytest.raises(InputError, match="'hit rate'; an amplification map reads a begun answer"):
+        amplification_map(vlm, calm, 1, metric="hit rate", **quiet)
+    with pytest.raises(InputError, match="9"):
+        amplification_map(vlm, calm, 9, **quiet)
 
 
 def map_of(moved: np.ndarray, emotions=None, gap=1.0, shape=None, seed: int = 0, **about) -> HeadMap:

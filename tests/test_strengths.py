@@ -9,7 +9,7 @@ from emointerp.errors import InputError
 from emointerp.evaluation import conflict_pairs, strengths
 from emointerp.evaluation.items import CONFLICT, Item
 from emointerp.evaluation.methods import Decoding, Method
-from emointerp.evaluation.strengths import amplified, random_like, tuned
+from emointerp.evaluation.strengths import amplified, by_label, by_prediction, random_like, tuned
 from emointerp.models import load
 from emointerp.pairs import Pair
 from emointerp.start_here import conflict_intensities
@@ -91,6 +91,26 @@ def test_amplified_asks_with_the_edits_of_the_value():
     told = amplified(value, adaptive=True, words=WORDS).answers(vlm, some, short)
     each = adaptive(vlm, prompts, value, words=WORDS)
     assert told == [generate(vlm, prompt, edits, max_new_tokens=5) for prompt, edits in zip(prompts, each, strict=True)]
+
+
+def test_a_veena_for_each_emotion_by_prediction_and_by_label(monkeypatch):
+    """Answers are those of the edits that the prediction or the label names; with a shift those of the next emotion."""
+    vlm = tiny_families.vlm("llava_clip")
+    values = {e: Veena(downstream=[(2, i), (3, i)], beta=30.0) for i, e in enumerate(("joy", "fear", "anger"))}
+    golds, said = ["fear", "neutral", "anger"], ["joy", "sadness", "joy"]
+    items = [Item("mine", picture(i)[:48, :64], f"It was number {i}.", gold) for i, gold in enumerate(golds)]
+    monkeypatch.setattr(strengths.veena, "predicted", lambda vlm, prompts, words: said)
+
+    def told(named: list) -> list[str]:
+        lists = [values[e].edits() if e in values else [] for e in named]
+        return [generate(vlm, i.prompt(vlm), some, max_new_tokens=6) for i, some in zip(items, lists, strict=True)]
+
+    how = Decoding(max_new_tokens=6)
+    assert by_prediction(values).answers(vlm, items, how) == told(said)
+    gold, other = by_label(values, "gold"), by_label(values, "another", 1)
+    assert gold.oracle and other.oracle and not by_prediction(values).oracle and gold.settings != other.settings
+    assert gold.answers(vlm, items, how) == told(golds)
+    assert other.answers(vlm, items, how) == told(["anger", "neutral", "joy"]) != told(golds)
 
 
 def test_tuning_pairs_contradict_the_picture_and_leave_the_twin_alone():

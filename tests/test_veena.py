@@ -18,10 +18,12 @@ from emointerp import veena
 from emointerp.circuit import Circuit, Head, Neuron
 from emointerp.emotions import score
 from emointerp.errors import InputError
+from emointerp.evaluation import conflict_pairs
+from emointerp.lens import emotion_tokens
 from emointerp.models import load
 from emointerp.pairs import Pair, world_pairs
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, collect, generate, perplexity, run, sweep
-from emointerp.veena import Veena, adaptive, confidence, find_circuit, fit, on, signs
+from emointerp.veena import Veena, adaptive, confidence, find_circuit, fit, on, predicted, signs
 
 EVENT = "The phone rang twice while I was cooking."
 TEXTS = (EVENT, "It rained.", "I put the keys on the table and went out.")
@@ -29,7 +31,7 @@ CLOSE = 2e-5
 BETA, GAMMA = 6.0, 3.0
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
 families = pytest.mark.parametrize("family", tiny_families.NAMES)
-forms = pytest.mark.parametrize("form", veena.FORMS)
+forms = pytest.mark.parametrize("form", veena.value.FORMS)
 
 
 def vlm_of(family: str = "llava_clip", attn: str = "sdpa"):
@@ -297,7 +299,7 @@ def test_nothing_is_left_behind(adapted, monkeypatch):
     run(vlm, prompts[0])  # nnsight sets hooks of its own, once
     before, own, plain = hooks_of(vlm), set(vars(vlm)), oracle.logits(vlm, prompts[0])
     configs = [module.config for module in vlm.model.modules() if hasattr(module, "config")]
-    for form in veena.FORMS:
+    for form in veena.value.FORMS:
         with on(vlm, whole(form=form), adaptive=adapted, words=WORDS):
             vlm.generate(prompts, max_new_tokens=3)
             assert hooks_of(vlm) > before and not torch.equal(oracle.logits(vlm, prompts[0]), plain)
@@ -425,9 +427,23 @@ def test_confidence_is_read_at_the_end_of_a_begun_answer(family):
     assert own.mass[0] == pytest.approx(sensed_by_hand(vlm, oracle.caches(vlm, prompts[0])["residual", 1][-1])[0], rel=1e-3)
 
 
+@families
+def test_the_prediction_is_the_emotion_of_the_largest_mass_of_plain_logits(family):
+    vlm = vlm_of(family)
+    prompts, table = prompts_of(vlm), emotion_tokens(vlm, WORDS)
+    begun = [vlm.prompt(prompt.image, TEXTS[i], answer="I felt") for i, prompt in enumerate(prompts)]
+    probabilities = [oracle.logits(vlm, prompt).double().softmax(-1) for prompt in begun]
+    masses = [{e: float(p[some.id.tolist()].sum()) for e, some in table.groupby("emotion")} for p in probabilities]
+    assert predicted(vlm, prompts, words=WORDS) == [max(mass, key=mass.get) for mass in masses]
+    with on(vlm, whole()), pytest.raises(InputError, match="leave what is on first"):
+        predicted(vlm, prompts, words=WORDS)
+
+
 def set_shares(monkeypatch, by_row):
     """Shares of one's own in the place of those that are read, [row, 2] of mass and sureness."""
-    monkeypatch.setattr(veena._Sense, "now", lambda self: torch.tensor(by_row(self.last), dtype=torch.float32).reshape(-1, 2))
+    monkeypatch.setattr(
+        veena.strength.Sense, "now", lambda self: torch.tensor(by_row(self.last), dtype=torch.float32).reshape(-1, 2)
+    )
 
 
 def test_strengths_follow_the_share_and_stay_between_one_and_full(monkeypatch):
@@ -447,14 +463,14 @@ def test_strengths_follow_the_share_and_stay_between_one_and_full(monkeypatch):
 def test_adaptive_left_on_equals_the_edits_of_each_prompt(family, monkeypatch):
     """In a padded batch each row has its own strength, read by one unedited forward with the begun answer behind it."""
     vlm = vlm_of(family)
-    prompts, value, own = prompts_of(vlm), whole(), veena._Sense.now
+    prompts, value, own = prompts_of(vlm), whole(), veena.strength.Sense.now
     table = confidence(vlm, prompts, 1, words=WORDS)
     larger = torch.tensor([1 / table.mass.max(), 1.0], dtype=torch.float32)  # these words are rare, so their masses are small
-    monkeypatch.setattr(veena._Sense, "now", lambda self: own(self) * larger)
+    monkeypatch.setattr(veena.strength.Sense, "now", lambda self: own(self) * larger)
     lists = adaptive(vlm, prompts, value, words=WORDS)
     with on(vlm, value, adaptive="prompt", words=WORDS):
         together = vlm.generate(prompts, max_new_tokens=4)
-        masses = veena._switches(vlm)[0].asked.mass / larger[0]
+        masses = veena.strength.left_on(vlm)[0].asked.mass / larger[0]
     assert np.allclose(masses, table.mass, rtol=1e-3)
     assert together == [generate(vlm, p, edits, max_new_tokens=4) for p, edits in zip(prompts, lists, strict=True)]
     assert all(lists) and lists[0][0].factor > 1.05
@@ -739,13 +755,38 @@ def test_the_best_within_the_limits_is_chosen():
     none = (1.0, 1.0, (0, 0), (0, 0), (1.0, 1.0))
     tried = {"false": (9.0, 1.0, (1, 1), (1, 0), (1.0, 1.0)), "dear": (5.0, 1.0, (1, 1), (0, 0), (4.0, 1.0))}
     tried |= {"good": (3.0, 1.0, (1, 0), (0, 0), (1.2, 1.0)), "weak": (2.0, 1.0, (0, 1), (0, 0), (1.0, 1.0))}
-    table = veena._tried(stories(none=none, **tried), 0.02, 1.5).set_index("beta")
+    table = veena.fitting._tried(stories(none=none, **tried), 0.02, 1.5).set_index("beta")
     assert table.allowed.to_dict() == {1.0: True, 2.0: True, 3.0: True, 5.0: False, 9.0: False}
     assert table.chosen.idxmax() == 2.0 and table.chosen.sum() == 1
     assert table.cost[5.0] == pytest.approx(2.0) and table.more_false[9.0] == 0.5 and table.gain[9.0].mean == 1.0
-    assert veena._tried(stories(none=none, **tried), 0.5, 1.5).set_index("beta").chosen.idxmax() == 9.0
+    assert veena.fitting._tried(stories(none=none, **tried), 0.5, 1.5).set_index("beta").chosen.idxmax() == 9.0
     harm = {"harm": (2.0, 1.0, (0, 0), (0, 0), (1.0, 1.0))}
-    assert veena._tried(stories(none=none, **harm), 0.02, 1.5).set_index("beta").chosen.idxmax() == 1.0
+    assert veena.fitting._tried(stories(none=none, **harm), 0.02, 1.5).set_index("beta").chosen.idxmax() == 1.0
+
+
+def test_plain_questions_may_not_be_spoilt():
+    """By hand: of the equal two, and of the best, only what leaves the questions as right as they were is allowed."""
+    tried = {"none": (1.0, 1.0, (0, 0), (0, 0), (1.0, 1.0)), "best": (4.0, 1.0, (1, 1), (0, 0), (1.0, 1.0))}
+    tried["good"] = (2.0, 1.0, (1, 0), (0, 0), (1.0, 1.0))
+    right = pd.Series({(1.0, 1.0): 0.9, (2.0, 1.0): 0.895, (4.0, 1.0): 0.85})
+    table = veena.fitting._tried(stories(**tried), 0.02, 1.5, right).set_index("beta")
+    assert table.allowed.to_dict() == {1.0: True, 2.0: True, 4.0: False} and table.chosen.idxmax() == 2.0
+    assert table.more_wrong[4.0] == pytest.approx(0.05) and table.right[2.0] == 0.895
+    assert veena.fitting._tried(stories(**tried), 0.02, 1.5, right, 0.06).set_index("beta").chosen.idxmax() == 4.0
+
+
+def test_questions_are_asked_under_every_strength():
+    vlm = vlm_of()
+    circuit, edits = a_circuit(vlm), []
+    images = [picture(i)[:48, :64] for i in range(3)]
+    asked = [vlm.prompt(image, "Who came?", instruction="") for image in images]
+    edits = Veena.from_circuit(circuit, 1, beta=4.0).edits("vee")
+    own = [vlm.tokenizer.decode(oracle.tokens(vlm, p, n=5), skip_special_tokens=True).strip() for p in asked]
+    told = [vlm.tokenizer.decode(oracle.tokens(vlm, p, edits, n=5), skip_special_tokens=True).strip() for p in asked]
+    questions = [(image, "Who came?", answer.upper() + ".") for image, answer in zip(images, own, strict=True)]
+    limits = {"max_new_tokens": 5, "max_cost": 100, "progress": False}
+    found = fit(vlm, circuit, tuning_pairs(), 1, betas=[4.0], gammas=[1.0], questions=questions, **limits)
+    assert found.table.right.tolist() == [1.0, np.mean([a == b for a, b in zip(own, told, strict=True)])]
 
 
 def test_a_fit_keeps_its_splits_apart():
@@ -768,3 +809,19 @@ def test_on_the_bundled_model_the_circuit_is_found():
     assert circuit.neurons and {n.kind for n in circuit.neurons} == {"state"} and circuit.splits == ("selection",)
     value = Veena.from_circuit(circuit, 3)
     assert {at[0] for at in value.upstream} <= {0, 1, 2, 3} and {at[0] for at in value.downstream} <= {4, 5, 6, 7}
+
+
+def test_heads_are_found_by_what_amplification_does():
+    """On the bundled model: the head that gives most back, where heads look from, and what is refused."""
+    vlm, pairs = load(), conflict_pairs(load(), 24, seed=17, split="selection")
+    circuit = find_circuit(vlm, pairs, 3, by="amplification", heads=8, neurons=10, progress=False)
+    best = circuit.heads[0]
+    assert (best.layer, best.head, best.position) == (5, 2, "last") and best.score > 0.2
+    assert {h.position for h in circuit.heads if h.layer <= 3} == {"query"} and any(h.layer == 0 for h in circuit.heads)
+    assert circuit.neurons and circuit.splits == ("selection",)
+    patched = find_circuit(vlm, pairs, heads=4, neurons=10, progress=False)
+    assert {(h.layer, h.head) for h in patched.heads} & {(5, 2), (6, 5), (5, 7)} and patched.neurons == circuit.neurons
+    with pytest.raises(InputError, match="by is 'luck'; expected 'patching' or 'amplification'"):
+        find_circuit(vlm, pairs, by="luck")
+    with pytest.raises(InputError, match="name l_emo"):
+        find_circuit(vlm, pairs[:2], by="amplification", neurons=2, progress=False)

@@ -8,7 +8,7 @@
 - **how**: a `Method` is a name and a function from items to answers (`none`, `edited`, `emotion_prompt`, `steering`; and, as others
   have them, `pai`, `vaf`, `vcd`); `Decoding` says how they draw.
 - **among rivals**: `amplified` makes VEENA a method, `rivals` the others at strengths `tuned` by the same rule on `conflict_pairs`,
-  `random_like` and `by_label` the controls.
+  `random_like` and `by_label` the controls; `contest` is all of them.
 - **the harness**: `evaluate` gives an `Evaluation`; `benchmarks` has what `emointerp evaluate` runs.
 """
 
@@ -16,11 +16,11 @@ from emointerp.evaluation.baselines import pai, vaf, vcd
 from emointerp.evaluation.harness import evaluate
 from emointerp.evaluation.items import SETS, Item, conflict_pairs, world_items
 from emointerp.evaluation.methods import Decoding, Method, edited, emotion_prompt, none, oracle_steering, per_prompt, steering
-from emointerp.evaluation.strengths import amplified, by_label, by_prediction, random_like, rivals, tuned
+from emointerp.evaluation.strengths import amplified, by_label, by_prediction, contest, random_like, rivals, tuned
 from emointerp.evaluation.tables import Evaluation
 
 __all__ = [
-    "SETS", "Decoding", "Evaluation", "Item", "Method", "amplified", "by_label", "by_prediction", "conflict_pairs", "edited",
-    "emotion_prompt", "evaluate", "none", "oracle_steering", "pai", "per_prompt", "random_like", "rivals", "steering", "tuned",
-    "vaf", "vcd", "world_items",
+    "SETS", "Decoding", "Evaluation", "Item", "Method", "amplified", "by_label", "by_prediction", "conflict_pairs", "contest",
+    "edited", "emotion_prompt", "evaluate", "none", "oracle_steering", "pai", "per_prompt", "random_like", "rivals", "steering",
+    "tuned", "vaf", "vcd", "world_items",
 ]  # fmt: skip

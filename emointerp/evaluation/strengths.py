@@ -9,25 +9,30 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
 from emointerp import veena
+from emointerp.circuit import Circuit
 from emointerp.directions import Directions
 from emointerp.emotions import NEUTRAL
 from emointerp.errors import InputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
 from emointerp.evaluation.harness import evaluate
-from emointerp.evaluation.items import CONFLICT, NEUTRALS, Item
-from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, grouped, none, per_prompt, steering
+from emointerp.evaluation.items import CONFLICT, NEUTRALS, Item, conflict_pairs
+from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, grouped, none, oracle_steering, per_prompt, steering
 from emointerp.evaluation.tables import NONE
+from emointerp.heads import HeadMap, amplification_map
 from emointerp.lens import Words
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair
+from emointerp.pairs import Pair, world_pairs
+from emointerp.steering import steering_vectors
 from emointerp.tracing import Edit
 from emointerp.veena import Place, Veena
 
-# strengths that `rivals` tries, the weakest first
+# strengths that are tried, the weakest first
+BETAS, GAMMAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), (1.0, 1.25, 1.5)
 ALPHAS = (0.25, 0.5, 1.0)
 VAF, PAI, VCD = (1.15, 2.0, 4.0, 8.0), (0.2, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
 
@@ -114,6 +119,52 @@ def rivals(vlm: VLM, directions: Directions, l_emo: int, tuning: Sequence[Pair])
         "VCD": [vcd(alpha) for alpha in VCD],
     }
     return [none(), emotion_prompt(), *(tuned(vlm, name, methods, tuning) for name, methods in grids.items())]
+
+
+def contest(
+    vlm: VLM, l_emo: int, *, n: int = 72, betas: Sequence[float] = BETAS, gammas: Sequence[float] = GAMMAS, progress: bool = True
+) -> list[Method]:
+    """VEENA, its halves and variants, rivals and controls, all fitted on the drawn world: what stands in the full table.
+
+    Heads come from `n` contradicting events of the selection split (`veena.find_circuit(by="amplification")`), all strengths from
+    `n` of the tuning split. ENA and what has neurons in it use the smallest gamma above 1 where the fit chose 1, so that the table
+    shows what it does. A fit a run: some minutes for the bundled model, no part of what is resumed.
+    """
+    options: dict[str, Any] = {"progress": progress}
+    found = conflict_pairs(vlm, n, seed=17, split="selection")
+    circuit = veena.find_circuit(vlm, found, l_emo, by=veena.AMPLIFICATION, **options)
+    tuning = conflict_pairs(vlm, n)
+    best = veena.fit(vlm, circuit, tuning, l_emo, betas=betas, gammas=gammas, **options).veena
+    patched = veena.fit(vlm, found, tuning, l_emo, betas=betas, gammas=(1,), **options).veena
+    louder = replace(best, gamma=min(gamma for gamma in gammas if gamma > 1)) if best.gamma == 1 else best
+    by_emotion = _by_emotion(vlm, amplification_map(vlm, found, l_emo, **options), circuit, louder)
+    directions = steering_vectors(vlm, world_pairs("direction", 120), answer=veena.BEGUN, **options)
+    return [
+        *rivals(vlm, directions, l_emo, tuning),
+        amplified(best),
+        amplified(best, "VEE", "vee"),
+        amplified(louder, "ENA", "ena"),
+        amplified(louder, "VEENA, with neurons"),
+        amplified(patched, "VEENA, heads by patching"),
+        amplified(best, "VEENA, adaptive", adaptive=True),
+        by_prediction(by_emotion),
+        *(amplified(random_like(vlm, best, seed), f"random heads {seed}") for seed in range(3)),
+        amplified(random_like(vlm, louder), "random neurons", "ena"),
+        by_label(by_emotion, "another emotion's VEENA", 1),
+        by_label(by_emotion, "gold emotion's VEENA"),
+        oracle_steering(directions, l_emo),
+    ]
+
+
+def _by_emotion(vlm: VLM, found: HeadMap, circuit: Circuit, value: Veena) -> dict[str, Veena]:
+    """Each emotion's own VEENA at the strengths of `value`: the heads that do most for it, and its state neurons."""
+    values = {}
+    for emotion in found.pairs().emotion.unique():
+        heads = [(head.layer, head.head) for head in found.of(emotion).parts()]
+        neurons = [(part.layer, part.neuron) for part in circuit.neurons if part.emotion == emotion]
+        if heads or neurons:
+            values[emotion] = Veena.of(vlm, heads, neurons, l_emo=value.l_emo, beta=value.beta, gamma=value.gamma)
+    return values
 
 
 def random_like(vlm: VLM, value: Veena, seed: int = 0) -> Veena:

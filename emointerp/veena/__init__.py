@@ -20,9 +20,12 @@ One strength for all pictures is a guess. `adaptive` strength follows the model'
 circuit and strengths on two splits that the test never sees.
 """
 
-from emointerp.veena.fitting import Fit, find_circuit, fit
+from emointerp.veena.fitting import AMPLIFICATION, PATCHING, Fit, find_circuit, fit
 from emointerp.veena.strength import BEGUN, adaptive, confidence, predicted
 from emointerp.veena.switch import on
 from emointerp.veena.value import Place, Veena, signs
 
-__all__ = ["BEGUN", "Fit", "Place", "Veena", "adaptive", "confidence", "find_circuit", "fit", "on", "predicted", "signs"]
+__all__ = [
+    "AMPLIFICATION", "BEGUN", "PATCHING", "Fit", "Place", "Veena", "adaptive", "confidence", "find_circuit", "fit", "on",
+    "predicted", "signs",
+]  # fmt: skip

@@ -17,19 +17,20 @@ import pandas as pd
 from emointerp.emotions import BASIC, NEUTRAL, extract, named, score, words_for
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
+from emointerp.evaluation.methods import Decoding, grouped
 from emointerp.heads import HeadMap
 from emointerp.lens import Words
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons
 from emointerp.start_here import conflict_intensities
-from emointerp.tracing import Edit, generate, perplexity
+from emointerp.tracing import Edit, perplexity
 from emointerp.veena import Place, Veena, confidence
 from emointerp.widgets.panel import SEED, Panel
 from emointerp.widgets.start_here import EVENTS
 from emointerp.world import SPLITS, Scene, loaded_events, sample
 
-BETAS, GAMMAS = (1.0, 16.0), (1.0, 3.0)  # where the sliders end
+BETAS, GAMMAS = (1.0, 64.0), (1.0, 3.0)  # where the sliders end
 HEADS = 10  # heads at the start
 LIMIT = 1.5  # a story that is so many times as perplexing stands out; the limit of `veena.fit`
 TOKENS = 64
@@ -139,16 +140,11 @@ def compute(
 
 
 def _told(vlm: VLM, shown: Sequence[Shown], edit_lists: Sequence[list[Edit]]) -> list[str]:
-    """The stories under each picture's edits, those with equal edits together; where there are none they are as before."""
-    groups: dict[tuple[Edit, ...], list[int]] = {}
-    for i, edits in enumerate(edit_lists):
-        groups.setdefault(tuple(edits), []).append(i)
-    texts = [one.before for one in shown]
-    for edits, rows in groups.items():
-        if edits:
-            told = generate(vlm, [shown[i].prompt for i in rows], edits, max_new_tokens=TOKENS)
-            texts = [dict(zip(rows, told, strict=True)).get(i, text) for i, text in enumerate(texts)]
-    return texts
+    """The stories under each picture's edits; where there are none they are as before."""
+    changed = [i for i, edits in enumerate(edit_lists) if edits]
+    told = grouped(vlm, [shown[i].prompt for i in changed], [edit_lists[i] for i in changed], Decoding(TOKENS))
+    texts = dict(zip(changed, told, strict=True))
+    return [texts.get(i, one.before) for i, one in enumerate(shown)]
 
 
 def _story(shown: Shown, text: str, wheels: WheelsLike) -> Story:
