@@ -46,7 +46,7 @@ def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
     cells = {row["peer"]: row["cells timed"] for row in rows if row["name"] == "head-map"}
     assert cells["floor"] == "12 of 12" and cells["hooks"] == "2 of 12"
     assert {(r["peer"], r["cells timed"]) for r in rows if r["name"] == "alpha-layer"} == {("hooks", "12 of 12")}
-    assert peers["panel"] == {"plain generate", "hooks"}
+    assert peers["panel"] == {"plain generate", "hooks"} and peers["generate-veena"] == {"plain generate"}
 
 
 def test_a_sample_of_steered_stories_has_as_many_of_each_strength_and_layer(tiny):

@@ -566,6 +566,7 @@ BAD = {
     "no sets": (["--benchmark", "mer-unibench", "--data", "."], "holds no set of MER-UniBench"),
     "seeds": (["--benchmark", "mer-unibench", "--data", ".", "--seeds", "1", "--seeds", "2"], "takes one seed"),
     "greedy seeds": (["--model", "MODEL", "--n", "6", "--seeds", "1", "--seeds", "2"], "At temperature 0 every seed"),
+    "fitted and named": (["--veena", "--method", "vaf"], "--veena fits its methods on the drawn world and asks all of them"),
     "method": (["--method", "magic"], "There is no method 'magic' that needs no fitting"),
     "number": (["--model", "MODEL", "--n", "0"], "n is 0; at least 6 items"),
 }

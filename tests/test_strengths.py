@@ -9,7 +9,7 @@ from emointerp.errors import InputError
 from emointerp.evaluation import conflict_pairs, strengths
 from emointerp.evaluation.items import CONFLICT, Item
 from emointerp.evaluation.methods import Decoding, Method
-from emointerp.evaluation.strengths import amplified, by_label, by_prediction, random_like, tuned
+from emointerp.evaluation.strengths import amplified, by_label, by_prediction, contest, random_like, tuned
 from emointerp.models import load
 from emointerp.pairs import Pair
 from emointerp.start_here import conflict_intensities
@@ -122,3 +122,23 @@ def test_tuning_pairs_contradict_the_picture_and_leave_the_twin_alone():
         assert pair.emotion == pair.emotional.emotion and low <= pair.emotional.intensity <= high
         assert pair.neutral == pair.emotional.neutral() and pair.minus[1] == pair.neutral_event != pair.event
         assert not named(pair.event) and not named(pair.neutral_event)
+
+
+def test_the_contest_has_the_cure_its_rivals_and_its_controls(monkeypatch):
+    """On the bundled model, small: names, oracles, whose heads and neurons the methods have, and that halves are halves."""
+    for name, grid in (("ALPHAS", (0.5,)), ("VAF", (4.0,)), ("PAI", (0.5,)), ("VCD", (0.25,))):
+        monkeypatch.setattr(strengths, name, grid)
+    found = {m.name: m for m in contest(load(), 3, n=18, betas=(1.0, 8.0), gammas=(1.0, 1.25), progress=False)}
+    assert list(found)[:2] == ["none", "emotion prompt"] and {"steering", "VAF", "PAI", "VCD"} < set(found)
+    oracles = {"another emotion's VEENA", "gold emotion's VEENA", "steering with the gold emotion"}
+    assert {name for name, method in found.items() if method.oracle} == oracles
+    made = {name: method.settings["veena"] for name, method in found.items() if "veena" in method.settings}
+    best, louder = made["VEENA"], made["ENA"]
+    assert best["beta"] == 8.0 and (5, 2) in best["downstream"] and best["upstream"] and louder["gamma"] > 1
+    assert {name: found[name].settings["parts"] for name in ("VEE", "ENA")} == {"VEE": "vee", "ENA": "ena"}
+    mine = {*best["upstream"], *best["downstream"]}
+    draws = [made[f"random heads {seed}"] for seed in range(3)]
+    assert len({tuple(d["upstream"] + d["downstream"]) for d in draws}) == 3
+    assert all(mine.isdisjoint(d["upstream"] + d["downstream"]) for d in draws)
+    assert set(made["random neurons"]["neurons"]).isdisjoint(louder["neurons"])
+    assert found["VEENA, adaptive"].settings["adaptive"] and made["VEENA, heads by patching"]["gamma"] == 1

@@ -212,7 +212,10 @@ class Evaluation:
         rows = self._frame.loc[name].loc[methods]
         costs = {"time": "Time a token", "perplexity": "Perplexity"}
         costs = {column: title for column, title in costs.items() if rows[column].notna().any()}
-        figure, axes = new_figure(1, 2 + len(costs), width=5 + 3.5 * len(costs), height=1.7 + 0.3 * len(methods))
+        asked = [kind for kind in (QUESTIONS, NEUTRALS) if kind in self.sets]
+        columns = 1 + len(costs) + bool(asked)
+        figure, axes = new_figure(1, columns, width=1.5 + 3.5 * (columns - 1), height=1.7 + 0.3 * len(methods), squeeze=False)
+        axes = axes[0]
         y, labels = np.arange(len(methods)), [self._marked(m) for m in methods]
         _dots(axes[0], y, rows.difference, BLUE)
         axes[0].set(title=f"Gain, {RATES[self.figure_of(name)]}", xlabel=f"points over {NONE}, on: {name}")
@@ -220,7 +223,8 @@ class Evaluation:
             axis.plot(rows[column], y, "o", color=ORANGE)
             axis.axvline(1, color=GRAY, linewidth=0.8)
             axis.set(title=title, xlabel=f"times that of {NONE}", xlim=_around_one(rows[column]))
-        self._side_effects(axes[-1], y, methods)
+        if asked:
+            self._side_effects(axes[-1], y, methods)
         for axis in axes:
             axis.set_yticks(y, labels if axis is axes[0] else [])
             axis.tick_params(axis="y", left=False)
@@ -236,8 +240,7 @@ class Evaluation:
             if name in self.sets:
                 _dots(axis, y + shift, self._frame.loc[name].loc[methods, "difference"], color, label)
         axis.set(title="Side effects", xlabel=f"points more than {NONE}")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2, frameon=False)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2, frameon=False)
 
     def plot_sets(self) -> Figure:
         """Exact rate of every method on every set of stories; on neutral pictures this is the share told without an emotion."""

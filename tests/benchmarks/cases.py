@@ -15,6 +15,7 @@ from peers import Numbers
 from subjects import Subject
 
 from emointerp.tracing import Edit, SetHead, SetResidual, collect, generate, run, sweep
+from emointerp.veena import Veena, on
 from emointerp.widgets import steering
 
 BUDGET = 256 * 2**20
@@ -143,6 +144,20 @@ def steered_generation(subject: Subject) -> Case:
     return Case(ours, {"hooks": Peer(partial(peers.hooks_answers, subject, {0: edit}, **options))})
 
 
+def veena_generation(subject: Subject) -> Case:
+    """An answer under VEENA left on, so weak that plain generation gives the same text; a head of each layer, and some neurons."""
+    a = subject.vlm.anatomy
+    heads, neurons = [(layer, layer % a.n_heads) for layer in range(a.n_layers)], [(a.n_layers - 1, n) for n in range(20)]
+    value = Veena.of(subject.vlm, heads, neurons, l_emo=(a.n_layers - 1) // 2, beta=1 + 1e-6, gamma=1 + 1e-6)
+    options = {"max_new_tokens": subject.tokens, "min_new_tokens": subject.tokens}
+
+    def ours() -> Numbers:
+        with on(subject.vlm, value):
+            return {0: subject.vlm.generate(subject.prompt, **options)}
+
+    return Case(ours, {"plain generate": Peer(lambda: {0: subject.plain.generate(subject.prompt, **options)})})
+
+
 def generation_sweep(subject: Subject) -> Case:
     """Many steered answers, against as many calls of `generate`."""
     layers = subject.vlm.anatomy.n_layers
@@ -233,6 +248,7 @@ CASES: dict[str, Callable[[Subject], Case]] = {
     "patch-visual": partial(_span_patches, span="visual"),
     "generate": generation,
     "generate-steered": steered_generation,
+    "generate-veena": veena_generation,
     "generate-sweep": generation_sweep,
     "many": many_interventions,
     "alpha-layer": alpha_layer,
