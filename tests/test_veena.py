@@ -406,7 +406,7 @@ def sensed_by_hand(vlm, residual: torch.Tensor) -> tuple[float, float]:
     """Mass and sureness of one vector, word by word."""
     language = vlm.model.get_submodule(vlm.anatomy.family.language)
     p = vlm.model.get_output_embeddings()(language.norm(residual)).softmax(-1)
-    table = veena.emotion_tokens(vlm, WORDS)
+    table = emotion_tokens(vlm, WORDS)
     masses = np.array([sum(float(p[i]) for i in table.id[table.emotion == e]) for e in WORDS])
     shares = masses / masses.sum()
     return masses.sum(), 1 + sum(q * math.log(q) for q in shares) / math.log(2)

@@ -159,7 +159,7 @@ def test_each_picture_has_its_own_strength():
 
 
 def test_a_change_generates_once_and_what_was_seen_is_kept(monkeypatch):
-    asked = {"prepared": [], "generate": [], "confidence": []}
+    asked = {"prepared": [], "grouped": [], "confidence": []}
 
     def counted(name):
         plain = getattr(MODULE, name)
@@ -170,18 +170,18 @@ def test_a_change_generates_once_and_what_was_seen_is_kept(monkeypatch):
     panel = panel_of()
     for name, value in [("beta", 4.0), ("gamma", 2.0), ("heads", 2), ("neurons", 1), ("beta", 16.0)]:
         choose(panel, **{name: value})
-    assert asked == {"prepared": [1], "generate": [1] * 6, "confidence": []}
+    assert asked == {"prepared": [1], "grouped": [1] * 6, "confidence": []}
     choose(panel, beta=4.0)
-    assert len(asked["generate"]) == 6 and len(asked["prepared"]) == 1
+    assert len(asked["grouped"]) == 6 and len(asked["prepared"]) == 1
     choose(panel, adaptive=True, gamma=3.0)
     assert asked["confidence"] == [1]
     choose(panel, adaptive=False, picture="two")
     assert asked["prepared"] == [1, 1]
-    before = len(asked["generate"])
+    before = len(asked["grouped"])
     choose(panel, cases=True)
-    assert asked["prepared"] == [1, 1, 2] and asked["generate"][before:] == [2]
+    assert asked["prepared"] == [1, 1, 2] and asked["grouped"][before:] == [2]
     choose(panel, picture="one")
-    assert asked["prepared"] == [1, 1, 2] and len(asked["generate"]) == before + 1
+    assert asked["prepared"] == [1, 1, 2] and len(asked["grouped"]) == before + 1
 
 
 # what is said
@@ -342,7 +342,7 @@ def test_scenes_and_an_event_that_contradicts_the_first_where_none_are_given():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"beta": 0.5}, "beta is to start at 0.5; its slider goes from 1 to 16"),
+        ({"beta": 0.5}, "beta is to start at 0.5; its slider goes from 1 to 64"),
         ({"gamma": 4.0}, "gamma is to start at 4.0; its slider goes from 1 to 3"),
         ({"found": (), "neurons": ()}, "This VEENA is empty"),
         ({"found": [(4, 0)]}, "There is no L4H0 in this model"),

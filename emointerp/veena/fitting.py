@@ -104,7 +104,8 @@ def fit(
     Limits: false emotions on the neutral sides rise by at most `max_false`; the stories' perplexity under the unedited model is at
     most `max_cost` times that of the stories without edits (geometric mean); of plain `questions` (picture, question, answer)
     `max_wrong` more are answered wrongly at most. No edit is always among what is tried; of equal exact rates the weakest is taken.
-    (Of fewer than 50 neutral sides one false emotion is more than 2 points, so no further one is allowed.) `options` are fields of `Veena` (form, prefill_at, …). Greedy; test on a third split.
+    (Of fewer than 50 neutral sides one false emotion is more than 2 points, so no further one is allowed.) `options` are fields of
+    `Veena` (form, prefill_at, …). Greedy; test on a third split.
     """
     circuit = selection
     if not isinstance(selection, Circuit):
