@@ -90,7 +90,9 @@ def evaluate(
     method: Annotated[list[str] | None, typer.Option(help="A method; may be given several times. By default all.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of MER-UniBench's wheel files; by default our own wheels.")] = None,
     veena: Annotated[bool, typer.Option("--veena", help="Fit VEENA and its rivals, and ask all of them and the controls.")] = False,
-    l_emo: Annotated[int, typer.Option(help="With --veena: the layer that divides its heads (notebook 04 finds it).")] = 3,
+    l_emo: Annotated[
+        int | None, typer.Option(help="With --veena: the layer that divides its heads, by default 3 (notebook 04 finds it).")
+    ] = None,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out clips without a video or transcript.")] = False,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
@@ -103,22 +105,25 @@ def evaluate(
         raise InputError(f"MER-UniBench takes one seed, which draws the frames; {len(seeds)} came.")
     if veena and (not world or method):
         raise InputError("--veena fits its methods on the drawn world and asks all of them: give it without --data and --method.")
+    if l_emo is not None and not veena:
+        raise InputError("--l-emo goes with --veena, whose heads it divides.")
     from emointerp.emotions import read_mer_unibench_wheels
     from emointerp.evaluation import contest
     from emointerp.evaluation.benchmarks import run_mer_unibench, run_world, standard, write_table, write_tables
     from emointerp.evaluation.mer_unibench import folders
+    from emointerp.evaluation.tables import NONE
     from emointerp.models import load
 
     if data:
         folders(data)  # refuses, before a model is loaded, what holds no set
     methods, folder = standard(method or ()), out or Path(f"emointerp-{benchmark.value}")
     vlm = load(model, device=device, dtype=dtype)
-    if veena:
-        methods = contest(vlm, l_emo)
     if world:
-        said = write_tables(
-            run_world(vlm, methods, folder, n=120 if n is None else n, seeds=seeds, temperature=temperature), folder
-        )
+        options = {"n": 120 if n is None else n, "seeds": seeds, "temperature": temperature}
+        if veena:
+            run_world(vlm, standard([NONE]), folder, **options)  # what is refused is refused before the fit
+            methods = contest(vlm, 3 if l_emo is None else l_emo)
+        said = write_tables(run_world(vlm, methods, folder, **options), folder)
     else:
         options = {"wheels": read_mer_unibench_wheels(wheels) if wheels else None, "skip_missing": skip_missing}
         options |= {"n": n, "seed": seeds[0], "temperature": temperature}

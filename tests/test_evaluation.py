@@ -493,6 +493,18 @@ def test_the_command_line_runs_the_world(monkeypatch, capsys, tmp_path):
     assert code == 2 and err.splitlines()[-1].startswith("emointerp: ") and "sets.world.n was 6, is 7" in err
 
 
+def test_the_command_line_fits_first_where_asked(monkeypatch, capsys, tmp_path):
+    """After "none" was asked, so that a wrong number is refused before the fit; with the layer that was named."""
+    fitted = []
+    monkeypatch.setattr("emointerp.evaluation.contest", lambda vlm, l_emo: fitted.append(l_emo) or [none(), pai()])
+    arguments = ["--model", random_folder(), "--out", tmp_path / "out", "--veena", "--l-emo", 1]
+    code, said, err = run_cli(monkeypatch, capsys, *arguments, "--n", 2)
+    assert code == 2 and "n is 2; at least 6 items" in err and not fitted
+    code, said, err = run_cli(monkeypatch, capsys, *arguments, "--n", 6)
+    assert code == 0, err
+    assert fitted == [1] and Evaluation.load(tmp_path / "out").methods == ["none", "PAI"]
+
+
 def test_the_standard_methods_need_no_fitting():
     names = [method.name for method in standard()]
     assert names[0] == "none" and len(names) > 1 and len(set(names)) == len(names)
@@ -567,6 +579,7 @@ BAD = {
     "seeds": (["--benchmark", "mer-unibench", "--data", ".", "--seeds", "1", "--seeds", "2"], "takes one seed"),
     "greedy seeds": (["--model", "MODEL", "--n", "6", "--seeds", "1", "--seeds", "2"], "At temperature 0 every seed"),
     "fitted and named": (["--veena", "--method", "vaf"], "--veena fits its methods on the drawn world and asks all of them"),
+    "l_emo alone": (["--l-emo", "3"], "--l-emo goes with --veena"),
     "method": (["--method", "magic"], "There is no method 'magic' that needs no fitting"),
     "number": (["--model", "MODEL", "--n", "0"], "n is 0; at least 6 items"),
 }

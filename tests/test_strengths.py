@@ -58,7 +58,8 @@ def test_a_candidate_whose_stories_are_unlikely_is_not_taken(monkeypatch):
     vlm = tiny_families.vlm("llava_clip")
     monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
     some = [says("weak", 1, 0), says("strong", 3, 0)]
-    assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e9).settings["hits"] == 3
+    with pytest.warns(UserWarning, match="mine: the last of 2 candidates was chosen"):
+        assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e9).settings["hits"] == 3
     assert "no candidate gained" in tuned(vlm, "mine", some, some_pairs(), max_cost=1e-9).settings["strength"]
     with pytest.raises(InputError, match="There are no candidates for 'mine'"):
         tuned(vlm, "mine", [], some_pairs())
@@ -111,6 +112,13 @@ def test_a_veena_for_each_emotion_by_prediction_and_by_label(monkeypatch):
     assert gold.oracle and other.oracle and not by_prediction(values).oracle and gold.settings != other.settings
     assert gold.answers(vlm, items, how) == told(golds)
     assert other.answers(vlm, items, how) == told(["anger", "neutral", "joy"]) != told(golds)
+
+
+def test_words_are_part_of_a_methods_settings():
+    values = {"up": Veena(downstream=[(2, 1)])}
+    assert by_prediction(values, words=WORDS).settings["words"] == WORDS != by_prediction(values).settings["words"]
+    with pytest.raises(InputError, match=r"gammas are \[1.0\]; expected one above 1"):
+        contest(tiny_families.vlm("llava_clip"), 1, gammas=(1.0,))
 
 
 def test_tuning_pairs_contradict_the_picture_and_leave_the_twin_alone():

@@ -34,7 +34,8 @@ from emointerp.veena import Place, Veena
 # strengths that are tried, the weakest first
 BETAS, GAMMAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), (1.0, 1.25, 1.5)
 ALPHAS = (0.25, 0.5, 1.0)
-VAF, PAI, VCD = (1.15, 2.0, 4.0, 8.0), (0.2, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
+VAF = (1.15, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PAI, VCD = (0.2, 0.5, 1.0, 2.0, 4.0), (0.1, 0.25, 0.5, 1.0)
 
 
 def amplified(value: Veena, name: str = "VEENA", parts: str = "both", *, adaptive: bool = False, words: Words = None) -> Method:
@@ -49,8 +50,12 @@ def amplified(value: Veena, name: str = "VEENA", parts: str = "both", *, adaptiv
         value.check(vlm)
         return [value.edits(parts)] * len(prompts)
 
-    listed = {emotion: list(some) for emotion, some in words.items()} if words else None
-    return per_prompt(name, edits_of, {"veena": asdict(value), "parts": parts, "adaptive": adaptive, "words": listed})
+    settings = {"veena": asdict(value), "parts": parts, "adaptive": adaptive, "words": _listed(words)}
+    return per_prompt(name, edits_of, settings)
+
+
+def _listed(words: Words) -> dict[str, list[str]] | None:
+    return {emotion: list(some) for emotion, some in words.items()} if words else None
 
 
 def by_prediction(values: Mapping[str, Veena], name: str = "VEENA, own prediction", words: Words = None) -> Method:
@@ -63,7 +68,7 @@ def by_prediction(values: Mapping[str, Veena], name: str = "VEENA, own predictio
         lists = _lists(vlm, values)
         return [lists.get(emotion, []) for emotion in veena.predicted(vlm, prompts, words=words)]
 
-    return per_prompt(name, edits_of, {emotion: asdict(value) for emotion, value in values.items()})
+    return per_prompt(name, edits_of, {emotion: asdict(value) for emotion, value in values.items()} | {"words": _listed(words)})
 
 
 def by_label(values: Mapping[str, Veena], name: str, shift: int = 0) -> Method:
@@ -92,7 +97,8 @@ def tuned(
 ) -> Method:
     """The candidate that `veena.fit`'s rule chooses, under a `name`; the first of equals.
 
-    Where none keeps the limits and beats no intervention, the method is none at all, and its settings say so.
+    A warning says so where the last one is chosen, as a stronger one might be better still. Where none keeps the limits and beats
+    no intervention, the method is none at all, and its settings say so.
     """
     tried = [replace(method, name=f"{name} {i}") for i, method in enumerate(candidates)]
     if not tried:
@@ -103,10 +109,13 @@ def tuned(
     }
     frame = evaluate(vlm, [none(), *tried], sets, progress=False).to_frame()
     gain, rise = (frame.loc[which].difference.drop(NONE).map(lambda i: i.mean) for which in sets)
-    allowed = (rise <= max_false + 1e-9) & (frame.loc[CONFLICT].perplexity.drop(NONE) <= max_cost) & (gain > 0)
+    cost = np.sqrt(frame.loc[CONFLICT].perplexity * frame.loc[NEUTRALS].perplexity).drop(NONE)  # geometric mean of both
+    allowed = (rise <= max_false + 1e-9) & (cost <= max_cost) & (gain > 0)
     if not allowed.any():
         return replace(none(), name=name, settings={"strength": "none: no candidate gained within the limits"})
     best = gain[allowed].idxmax()
+    if len(tried) > 1 and best == tried[-1].name:
+        warnings.warn(f"{name}: the last of {len(tried)} candidates was chosen; a stronger one might do better.", stacklevel=2)
     return replace(next(method for method in tried if method.name == best), name=name)
 
 
@@ -128,8 +137,11 @@ def contest(
 
     Heads come from `n` contradicting events of the selection split (`veena.find_circuit(by="amplification")`), all strengths from
     `n` of the tuning split. ENA and what has neurons in it use the smallest gamma above 1 where the fit chose 1, so that the table
-    shows what it does. A fit a run: some minutes for the bundled model, no part of what is resumed.
+    shows what it does. Emotions' own values differ from VEENA in how many heads they have, so in the dose. A fit a run: some
+    minutes for the bundled model, no part of what is resumed.
     """
+    if not any(gamma > 1 for gamma in gammas):
+        raise InputError(f"gammas are {list(gammas)}; expected one above 1 among them, for the rows of ENA.")
     options: dict[str, Any] = {"progress": progress}
     found = conflict_pairs(vlm, n, seed=17, split="selection")
     circuit = veena.find_circuit(vlm, found, l_emo, by=veena.AMPLIFICATION, **options)

@@ -214,7 +214,7 @@ class Evaluation:
         costs = {column: title for column, title in costs.items() if rows[column].notna().any()}
         asked = [kind for kind in (QUESTIONS, NEUTRALS) if kind in self.sets]
         columns = 1 + len(costs) + bool(asked)
-        figure, axes = new_figure(1, columns, width=1.5 + 3.5 * (columns - 1), height=1.7 + 0.3 * len(methods), squeeze=False)
+        figure, axes = new_figure(1, columns, width=max(5, 3.5 * columns - 2), height=1.7 + 0.3 * len(methods), squeeze=False)
         axes = axes[0]
         y, labels = np.arange(len(methods)), [self._marked(m) for m in methods]
         _dots(axes[0], y, rows.difference, BLUE)

@@ -34,9 +34,8 @@ def cache_by_hand(answer: Any, budget: Budget) -> Verdict:
         return right(
             f"{truth:,} bytes: {heads}. A prompt of {budget.tokens} tokens takes {budget.cache(budget.tokens) / 1e6:.0f} MB."
         )
-    for slip, words in _slips(budget):
-        if abs(answer - slip) < 0.5:
-            return not_yet(words)
+    if words := [words for slip, words in _slips(budget) if abs(answer - slip) < 0.5]:
+        return not_yet(" Or: ".join(words))
     return not_yet(f"{answer:,} is not it: 2 x layers x key/value heads x d_head x bytes a number.")
 
 

@@ -146,7 +146,7 @@ def find_circuit(
       `l_emo` look from the query (`heads.amplification_map`). The pairs bring a neutral event along.
 
     Twins are patched beside the neutral event, where pairs have one. Neurons are scanned and patched (`neurons` of them) on the
-    same pairs: halves of a few dozen would confirm none.
+    same pairs, so that their p is not one of held-out data: halves of a few dozen would confirm none.
     """
     if by not in RULES:
         raise InputError(f"by is {by!r}; expected {' or '.join(map(repr, RULES))}.")
