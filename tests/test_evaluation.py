@@ -20,7 +20,7 @@ from emointerp import cli
 from emointerp.circuit import revision
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
-from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, world_items
+from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, pai, world_items
 from emointerp.evaluation import benchmarks as benchmarks_module
 from emointerp.evaluation.benchmarks import run_mer_unibench, standard, write_table
 from emointerp.evaluation.items import BLANK, CALM, CONFLICT, HARD, NEUTRALS, QUESTIONS, SETS, SHUFFLED, SWAPPED, WORLD
