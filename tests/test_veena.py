@@ -820,8 +820,6 @@ def test_heads_are_found_by_what_amplification_does():
     assert {h.position for h in circuit.heads if h.layer <= 3} == {"query"} and any(h.layer == 0 for h in circuit.heads)
     assert circuit.neurons and circuit.splits == ("selection",)
     assert len(Veena.from_circuit(circuit, 3).upstream) == sum(h.layer <= 3 for h in circuit.heads)
-    with pytest.raises(InputError, match="would not look from where the circuit found them; give its l_emo"):
-        Veena.from_circuit(circuit, 5)
     patched = find_circuit(vlm, pairs, heads=4, neurons=10, progress=False)
     assert {(h.layer, h.head) for h in patched.heads} & {(5, 2), (6, 5), (5, 7)} and patched.neurons == circuit.neurons
     with pytest.raises(InputError, match="by is 'luck'; expected 'patching' or 'amplification'"):

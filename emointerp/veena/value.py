@@ -92,8 +92,6 @@ class Veena:
         wanted = known if emotions is None else set(emotions)
         if strange := wanted - known:
             raise InputError(f"No part of the circuit serves {', '.join(sorted(strange))}; there are {', '.join(sorted(known))}.")
-        if any(h.position == "query" for h in circuit.heads):
-            _check_divided(circuit, l_emo)
         mine = [part for part in circuit.parts if part.emotion in {*wanted, GENERAL}]
         heads = [(part.layer, part.head) for part in mine if part.kind == "head"]
         neurons = [(part.layer, part.neuron) for part in mine if part.kind == "state"]
@@ -176,14 +174,6 @@ class Veena:
             return cls(**held)
         except (ValueError, TypeError) as error:
             raise InputError(f"{file} holds no VEENA ({error}); expected a file that Veena.save wrote.") from None
-
-
-def _check_divided(circuit: Circuit, l_emo: int) -> None:
-    """Heads that were found looking from the query or from the last token look from there in a VEENA, too."""
-    if wrong := [h.name for h in circuit.heads if (h.position == "query") != (h.layer <= l_emo)]:
-        raise InputError(
-            f"With l_emo={l_emo}, {', '.join(wrong)} would not look from where the circuit found them; give its l_emo."
-        )
 
 
 def _checked_places(name: str, given: Places) -> tuple[Place, ...]:
