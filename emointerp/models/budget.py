@@ -37,7 +37,7 @@ class GPU:
     bandwidth: float
 
 
-# As NVIDIA publishes them: data sheets of the T4, A100 (SXM) and H100 (SXM, without sparsity), white paper of the Ada architecture
+# NVIDIA's figures of the T4, A100 (SXM), H100 (SXM, without sparsity) and of Ada, as others quote them: its sheets were not at hand
 GPUS = {
     "T4 16 GB": GPU(16e9, 65e12, 320e9),
     "RTX 4090 24 GB": GPU(24e9, 165.2e12, 1008e9),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from emointerp.markup import data_uri
@@ -39,6 +40,17 @@ class Chapter:
 def figure_html(figure: Figure, alt: str) -> str:
     """A figure inside the page, with a text for those who cannot see it."""
     return f'<figure><img src="{data_uri(figure)}" alt="{escape(alt)}"></figure>'
+
+
+def table_html(frame: pd.DataFrame) -> str:
+    """A table of texts; numbers stay on one line with their intervals."""
+    kept = frame.map(lambda cell: cell.replace(" ", "\N{NO-BREAK SPACE}") if "[" in cell else cell)
+    return kept.to_html(index=False, border=0, justify="left")
+
+
+def muted(text: str) -> str:
+    """A remark below a table or figure."""
+    return f'<p class="muted">{text}</p>'
 
 
 def share(interval: Interval) -> str:

@@ -27,7 +27,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons, state_neurons
 from emointerp.pairs import world_pairs
 from emointerp.statistics import Interval, mean_interval, value_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, share
+from emointerp.tour.chapter import Chapter, Job, figure_html, muted, share, table_html
 
 TITLE, BEGUN = "Heads and neurons", "I felt"
 PAIRS = {"selection": 24, "test": 24}
@@ -263,8 +263,8 @@ def _test_blocks(frame: pd.DataFrame, tested: _Tested) -> list[tuple[str, str]]:
     together = pd.DataFrame([_check_row(check, checks.loc[check]) for check in DONE])
     figure = figure_html(tested.together.plot(), "Effects of random sets, and of the tested set")
     return [
-        (f"The strongest heads, one by one, on {PAIRS['test']} test pictures", _table(singles) + _single_words()),
-        ("All of them together, beside random sets", _table(together) + figure + _check_words(checks.loc[RESTORE])),
+        (f"The strongest heads, one by one, on {PAIRS['test']} test pictures", table_html(singles) + _single_words()),
+        ("All of them together, beside random sets", table_html(together) + figure + _check_words(checks.loc[RESTORE])),
     ]
 
 
@@ -292,7 +292,7 @@ def _check_row(check: str, row: pd.Series) -> dict[str, str]:
 
 
 def _single_words() -> str:
-    return _muted(
+    return muted(
         "Closes: of the gap. What a head closes where it was found tends to look larger than it is, for it was chosen there. "
         "Attention: that of the last token, at the emotional pictures. On the expression: × 1 would be attention that is even over "
         "the picture."
@@ -300,7 +300,7 @@ def _single_words() -> str:
 
 
 def _check_words(row: pd.Series) -> str:
-    return _muted(
+    return muted(
         f"Enough, or needed: at least half of the gap, as far as the interval tells, and at most {ALPHA:.0%} of random sets do as "
         "much. A set may be enough and not needed, where others do the same work. In the figure, what is lost counts as closed "
         "towards the twin's run. Random sets: as many heads in the same layers, of those that write vectors of the most similar "
@@ -314,12 +314,12 @@ def _neuron_blocks(neurons: Neurons | str) -> list[tuple[str, str]]:
     if isinstance(neurons, str):
         return []
     rows = pd.DataFrame([_neuron_row(row) for row in neurons.table.iloc[:SHOWN].itertuples()])
-    said = _muted(
+    said = muted(
         f"The {len(rows)} neurons (layer.neuron) of the largest attribution on the selection split. Writes: the words that its "
         "value vector alone makes likeliest; it names an emotion if a word of it is among the first ten. Effect: patched exactly "
         "on the test split, from the picture's run into its twin's, in nats; p corrected for all that were patched."
     )
-    return [("What the neurons write that do most at the last token", _table(rows) + said)]
+    return [("What the neurons write that do most at the last token", table_html(rows) + said)]
 
 
 def _neuron_row(row: Any) -> dict[str, str]:
@@ -340,7 +340,7 @@ def _picture_blocks(vlm: VLM, looks: Mapping[str, _Look], heads: Sequence[Head])
 
 
 def _look_words(look: _Look) -> str:
-    return _muted(
+    return muted(
         "Above each panel: the head, and the share of its attention at the last token that is on the picture; attention even over "
         f"the prompt would have {look.even:.0%} there. Each panel has its own scale, so what has a small share looks as bright. "
         "To look is not yet to read."
@@ -349,16 +349,6 @@ def _look_words(look: _Look) -> str:
 
 def _number(interval: Interval, before: str = "") -> str:
     return f"{before}{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _muted(text: str) -> str:
-    return f'<p class="muted">{text}</p>'
-
-
-def _table(frame: pd.DataFrame) -> str:
-    """Numbers and their intervals stay on one line."""
-    kept = frame.map(lambda cell: cell.replace(" ", "\N{NO-BREAK SPACE}") if "[" in cell else cell)
-    return kept.to_html(index=False, border=0, justify="left")
 
 
 # as numbers

@@ -35,7 +35,7 @@ from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.start_here import Telling, conflict_intensities, tell_all
 from emointerp.statistics import Interval, mean_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, share
+from emointerp.tour.chapter import Chapter, Job, figure_html, muted, share, table_html
 from emointerp.veena import Fit, Veena
 
 TITLE = "Mending without training (VEENA)"
@@ -115,7 +115,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     if not fitted.veena.edits():
         return Chapter("veena", TITLE, (found, _idle(fitted)), tuple(blocks), results)
     tested, told = _tested(vlm, fitted.veena), _told(vlm, job, fitted.veena)
-    blocks += [*_test_blocks(tested), ("This report's pictures, before and after", _stories(told) + _muted(_PICTURES))]
+    blocks += [*_test_blocks(tested), ("This report's pictures, before and after", _stories(told) + muted(_PICTURES))]
     results |= {"test split": _test_results(tested), "pictures": {case.name: _story_results(case) for case in told}}
     return Chapter("veena", TITLE, (found, _chosen_line(fitted), *_summary(tested), _picture_line(told)), tuple(blocks), results)
 
@@ -284,7 +284,7 @@ def _test_blocks(tested: _Tested) -> list[tuple[str, str]]:
     columns = ["method", "right stories", "more than none", "VEENA has more by", "false emotions"]
     rows = pd.DataFrame([_row(tested, name) for name in tested.methods], columns=columns).fillna("")
     first = f"The first {len(tested.cases)} of these test pictures, before and after"
-    return [("On the test split, beside controls", _table(rows) + _row_words()), (first, _stories(tested.cases))]
+    return [("On the test split, beside controls", table_html(rows) + _row_words()), (first, _stories(tested.cases))]
 
 
 def _row(tested: _Tested, name: str) -> dict[str, str]:
@@ -298,7 +298,7 @@ def _row(tested: _Tested, name: str) -> dict[str, str]:
 
 
 def _row_words() -> str:
-    return _muted(
+    return muted(
         f"Right stories: those that name the pictured emotion and no other, of {TEST[CONFLICT]} beside events that suggest another."
         f" False emotions: stories that name one, of {TEST[NEUTRALS]} neutral pictures beside neutral events. Differences are "
         f"paired. Random: as many other heads and neurons of the same layers at the same strengths, {DRAWS} draws, their mean in "
@@ -324,16 +324,6 @@ def _story(told: Telling) -> str:
     text = marked(told.story, told.words) or "<i>nothing was said</i>"
     right = "" if told.emotion is None or not exact_rate(told.story, told.emotion) else ": <b>right</b>"
     return f'{text}<br><small class="muted">names {", ".join(told.named) or "no emotion"}{right}</small>'
-
-
-def _muted(text: str) -> str:
-    return f'<p class="muted">{text}</p>'
-
-
-def _table(frame: pd.DataFrame) -> str:
-    """Numbers and their intervals stay on one line."""
-    kept = frame.map(lambda cell: cell.replace(" ", "\N{NO-BREAK SPACE}") if "[" in cell else cell)
-    return kept.to_html(index=False, border=0, justify="left")
 
 
 # as numbers
