@@ -5,7 +5,7 @@
 Not yet: the answer is still None.
 """
 
-from emointerp.exercises import flow, heads, lens, own_model, start_here, steering, veena
+from emointerp.exercises import flow, heads, lens, own_model, start_here, steering, superposition, veena
 from emointerp.exercises.verdict import Verdict
 
-__all__ = ["Verdict", "flow", "heads", "lens", "own_model", "start_here", "steering", "veena"]
+__all__ = ["Verdict", "flow", "heads", "lens", "own_model", "start_here", "steering", "superposition", "veena"]

@@ -8,7 +8,8 @@ from emointerp.widgets.lens import lens
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.start_here import start_here
 from emointerp.widgets.steering import steering
+from emointerp.widgets.superposition import superposition
 from emointerp.widgets.token_strip import TokenStrip
 from emointerp.widgets.veena import veena
 
-__all__ = ["PatchGrid", "TokenStrip", "heads", "lens", "start_here", "steering", "veena"]
+__all__ = ["PatchGrid", "TokenStrip", "heads", "lens", "start_here", "steering", "superposition", "veena"]

@@ -1,0 +1,125 @@
+"""The arithmetic of a top-k SAE, on plain tensors: which features fire, and what they add up to.
+
+A dense code has a number for each of perhaps 262,144 features, k = 128 of them above zero. Nothing here makes one: codes are
+(values, indices) of width k, decoding adds k rows (`embedding_bag`), and gradients touch the rows that fired and no others.
+
+Rows stand for features in both matrices: `encoder[i]` reads feature i, `decoder[i]` is what it writes.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+SAFETY = 3  # an unseen score's rounding error is taken to be at most this many times the largest one seen in its row
+
+
+def sparse_encode(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_hidden d_in"],
+    bias: Float[Tensor, " d_hidden"] | None,
+    k: int,
+    chunk: int | None = None,
+    rough: Float[Tensor, "d_hidden d_in"] | None = None,
+    candidates: int = 0,
+    negative: bool = False,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """`relu(encoder x + bias)`: the k largest, in falling order, and their features; differentiable in `x`, `encoder` and `bias`.
+
+    Where fewer than k scores are positive, the rest of the values is 0; `negative` leaves them as they are. `chunk` features are
+    scored at a time and the best kept, so that memory is n * chunk in place of n * d_hidden. `rough` is the encoder in bfloat16:
+    see `_rescored`.
+    """
+    return _TopK.apply(x, encoder, bias, k, chunk, rough, candidates, negative)
+
+
+def sparse_decode(
+    values: Float[Tensor, "n k"],
+    indices: Int[Tensor, "n k"],
+    decoder: Float[Tensor, "d_hidden d_in"],
+    bias: Float[Tensor, " d_in"] | None,
+) -> Float[Tensor, "n d_in"]:
+    """`sum over j of values[:, j] * decoder[indices[:, j]] + bias`."""
+    summed = F.embedding_bag(indices, decoder, per_sample_weights=values, mode="sum")
+    return summed if bias is None else summed + bias
+
+
+def sum_by_feature(
+    values: Float[Tensor, "n k"], indices: Int[Tensor, "n k"], source: Float[Tensor, "n d"], d_hidden: int
+) -> Float[Tensor, "d_hidden d"]:
+    """The transposed code times `source`: row i is the sum of `value * source[row]` over the rows where feature i fires."""
+    features, order = indices.flatten().sort(stable=True)
+    starts = torch.searchsorted(features, torch.arange(d_hidden, device=features.device))
+    weights = values.flatten()[order]
+    return F.embedding_bag(order // indices.shape[1], source, starts, per_sample_weights=weights, mode="sum")
+
+
+class _TopK(torch.autograd.Function):
+    """Selection forward, gathered rows backward: autograd of the dense form would fill an [n, d_hidden] gradient with zeros."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, encoder: Tensor, bias: Any, k: int, chunk: Any, rough: Any, candidates: int, negative: bool
+    ) -> Any:
+        """The k largest scores and their features."""
+        if rough is None:
+            values, indices = _largest(x, encoder, bias, k, chunk)
+        else:
+            values, indices = _rescored(x, encoder, bias, k, chunk, rough, candidates)
+        passes = (values > 0) | negative
+        values = values * passes
+        ctx.save_for_backward(x, encoder, indices, passes)
+        ctx.has_bias = bias is not None
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
+        """Of `values[b, j] = encoder[indices[b, j]] . x[b] + bias[indices[b, j]]` where that passes."""
+        x, encoder, indices, passes = ctx.saved_tensors
+        gradient = gradient * passes
+        for_x, for_encoder, for_bias = ctx.needs_input_grad[:3]
+        dx = sparse_decode(gradient, indices, encoder, None) if for_x else None
+        rows = sum_by_feature(gradient, indices, x, len(encoder)) if for_encoder else None
+        needs_bias = ctx.has_bias and for_bias
+        dbias = gradient.new_zeros(len(encoder)).index_add_(0, indices.flatten(), gradient.flatten()) if needs_bias else None
+        return dx, rows, dbias, None, None, None, None, None
+
+
+def _largest(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int | None) -> tuple[Tensor, Tensor]:
+    """The k largest scores and their features, `chunk` features at a time."""
+    step = chunk or len(encoder)
+    values, indices = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+    for start in range(0, len(encoder), step):
+        scores = F.linear(x, encoder[start : start + step], None if bias is None else bias[start : start + step])
+        some, at = scores.topk(min(k, scores.shape[1]))
+        if start:
+            some, at = torch.cat([values, some], 1), torch.cat([indices, at + start], 1)
+            some, kept = some.topk(min(k, some.shape[1]))
+            at = at.gather(1, kept)
+        values, indices = some, at
+    return values, indices
+
+
+def _rescored(
+    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int | None, rough: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The same by scores in bfloat16, whose best `candidates` are scored again in full.
+
+    The selection is right where the k-th full score is above every score that was not looked at: above the lowest candidate's
+    rough score and `SAFETY` times the largest difference between rough and full seen in the row. Other rows are done in full.
+    """
+    scores = F.linear(x.bfloat16(), rough, None if bias is None else bias.bfloat16())
+    coarse, at = scores.topk(min(max(candidates, k), len(encoder)), sorted=False)
+    fine = torch.stack([encoder[some] @ row for some, row in zip(at, x, strict=True)])
+    fine = fine if bias is None else fine + bias[at]
+    error = (fine - coarse).abs().amax(1)
+    values, kept = fine.topk(k)
+    indices = at.gather(1, kept)
+    unsure = values[:, -1].clamp(min=0) <= coarse.amin(1) + SAFETY * error
+    if at.shape[1] < len(encoder) and unsure.any():
+        values[unsure], indices[unsure] = _largest(x[unsure], encoder, bias, k, chunk)
+    return values, indices
