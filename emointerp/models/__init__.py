@@ -13,9 +13,10 @@ from emointerp.models.familiarity import Familiarity, embeddings, familiarity
 from emointerp.models.images import to_image
 from emointerp.models.loading import BUNDLED, WEIGHTS, load
 from emointerp.models.prompts import Prompt
+from emointerp.models.towers import Tower, load_tower
 from emointerp.models.vlm import VLM
 
 __all__ = [
-    "BUNDLED", "VLM", "WEIGHTS", "Bridge", "Budget", "Familiarity", "Prompt", "activation_cache", "bridge", "embeddings", "expect",
-    "familiarity", "load", "to_image",
+    "BUNDLED", "VLM", "WEIGHTS", "Bridge", "Budget", "Familiarity", "Prompt", "Tower", "activation_cache", "bridge", "embeddings",
+    "expect", "familiarity", "load", "load_tower", "to_image",
 ]  # fmt: skip

@@ -17,9 +17,10 @@
 from emointerp.sae.files import load_sae, save_sae
 from emointerp.sae.learning import SaeRecipe, train_sae
 from emointerp.sae.metrics import FactorScores, Quality, aurocs, best_features, monosemanticity, quality
+from emointerp.sae.reading import picture_codes
 from emointerp.sae.value import SAE, Codes
 
 __all__ = [
-    "SAE", "Codes", "FactorScores", "Quality", "SaeRecipe", "aurocs", "best_features", "load_sae", "monosemanticity", "quality",
-    "save_sae", "train_sae",
+    "SAE", "Codes", "FactorScores", "Quality", "SaeRecipe", "aurocs", "best_features", "load_sae", "monosemanticity",
+    "picture_codes", "quality", "save_sae", "train_sae",
 ]  # fmt: skip
