@@ -1,9 +1,9 @@
-"""The command line: `emointerp tour` (the main job), `lab` (the course), `verify` (do the tools agree), `evaluate` (what helps)."""
+"""The command line: `tour` (the main job), `lab` (the course), `verify` (do tools agree), `evaluate` (what helps), `index`."""
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,15 +76,18 @@ class Benchmark(StrEnum):
 
     world = "world"
     mer_unibench = "mer-unibench"
+    emotic = "emotic"
 
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[Benchmark, typer.Option(help="The drawn world, offline; or a copy of MER-UniBench.")] = Benchmark.world,
-    data: Annotated[Path | None, typer.Option(help="Folder of your copy of MER-UniBench.")] = None,
+    benchmark: Annotated[
+        Benchmark, typer.Option(help="The drawn world, offline; or a copy of MER-UniBench or EMOTIC.")
+    ] = Benchmark.world,
+    data: Annotated[Path | None, typer.Option(help="Folder of your copy of MER-UniBench or EMOTIC.")] = None,
     model: Annotated[str, typer.Option(help="'tiny' (bundled), a local folder, or a hub id.")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Folder for answers and tables; a run that was stopped goes on there.")] = None,
-    n: Annotated[int | None, typer.Option(help="Items of each set; by default 120 of the world, all of MER-UniBench.")] = None,
+    n: Annotated[int | None, typer.Option(help="Items of each set; by default 120 of the world, else all.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Of sampled answers, may be given several times; and of frames.")] = None,
     temperature: Annotated[float, typer.Option(help="0: greedy answers; above it sampled ones.")] = 0.0,
     method: Annotated[list[str] | None, typer.Option(help="A method; may be given several times. By default all.")] = None,
@@ -93,16 +96,38 @@ def evaluate(
     l_emo: Annotated[
         int | None, typer.Option(help="With --veena: the layer that divides its heads, by default 3 (notebook 04 finds it).")
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out clips without a video or transcript.")] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out what lacks its video, transcript or picture.")
+    ] = False,
+    tower: Annotated[
+        str | None,
+        typer.Option(help="EMOTIC: whose vision tower, 'tiny' (bundled), a local folder, or a hub id of a VLM, SigLIP or CLIP."),
+    ] = None,
+    sae: Annotated[
+        str | None, typer.Option(help="EMOTIC: an SAE of that tower, 'tiny' (bundled), a folder or the public release's .pt file.")
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="EMOTIC: 'context', the whole picture, or 'body', the person.")] = None,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
 ) -> None:
-    """Ask a model with and without each method, score the answers, and say what each gains and costs; --veena fits some first."""
+    """Ask a model with and without each method, score the answers, and say what each gains and costs; --veena fits some first.
+
+    With --benchmark emotic: fit emotion directions on EMOTIC's train split, and rank the pictures of its test split.
+    """
     world, seeds = benchmark is Benchmark.world, seeds or [0]
     if (data is None) != world:
-        raise InputError("--data goes with --benchmark mer-unibench, and is needed there; the world brings its own items.")
+        raise InputError(
+            "--data goes with --benchmark mer-unibench, and is needed there (emotic too); the world brings its own items."
+        )
     if len(seeds) > 1 and not world:
-        raise InputError(f"MER-UniBench takes one seed, which draws the frames; {len(seeds)} came.")
+        raise InputError(f"A copy on disk takes one seed, which draws frames or rows; {len(seeds)} came.")
+    if benchmark is Benchmark.emotic:
+        if method or veena or wheels or temperature:
+            raise InputError("EMOTIC is ranked, not answered: --method, --veena, --wheels and --temperature are not for it.")
+        options = {"view": view or "context", "n": n, "seed": seeds[0], "skip_missing": skip_missing}
+        return _emotic(tower or "tiny", sae, device, data, out or Path("emointerp-emotic"), options)
+    if tower or sae or view:
+        raise InputError("--tower, --sae and --view go with --benchmark emotic.")
     if veena and (not world or method):
         raise InputError("--veena fits its methods on the drawn world and asks all of them: give it without --data and --method.")
     if l_emo is not None and not veena:
@@ -129,6 +154,48 @@ def evaluate(
         options |= {"n": n, "seed": seeds[0], "temperature": temperature}
         said = write_table(run_mer_unibench(vlm, methods, data, folder, **options), folder)
     print(f"{said}\n\nKept in: {folder}")
+
+
+def _emotic(tower: str, sae: str | None, device: str | None, data: Path | None, folder: Path, options: dict[str, Any]) -> None:
+    """Rank EMOTIC's pictures; the bundled tower brings its SAE, and another tower is ranked without one if none is named."""
+    from emointerp.evaluation.benchmarks import run_emotic, write_emotic
+    from emointerp.models import load_tower
+    from emointerp.sae import load_sae
+
+    sae = sae or ("tiny" if tower == "tiny" else None)
+    coder = None if sae is None else load_sae(sae)
+    found = run_emotic(load_tower(tower, **({"device": device} if device else {})), coder, data, folder, **options)
+    print(f"{write_emotic(*found, folder)}\n\nKept in: {folder}")
+
+
+class Engine(StrEnum):
+    """What `index` reads pictures with."""
+
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Your pictures; folders in it are looked through too.")],
+    out: Annotated[Path, typer.Option(help="Folder for the gallery; a run that was stopped goes on there.")] = Path(
+        "emointerp-gallery"
+    ),
+    tower: Annotated[
+        str, typer.Option(help="Whose vision tower: 'tiny' (bundled), a local folder, or a hub id of a VLM, SigLIP or CLIP.")
+    ] = "tiny",
+    sae: Annotated[
+        str, typer.Option(help="An SAE of that tower: 'tiny' (bundled), a folder or the public release's .pt file.")
+    ] = "tiny",
+    batch: Annotated[int, typer.Option(help="Pictures that are read at a time.")] = 64,
+    engine: Annotated[Engine, typer.Option(help="ray: on all machines of a Ray cluster.")] = Engine.local,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Leave out pictures that are no longer in the folder.")] = False,
+) -> None:
+    """Read a collection of pictures into a gallery, which finds them by feature, by likeness and by emotion."""
+    from emointerp.gallery import index as indexed
+
+    print(indexed(out, folder, tower, sae, batch=batch, engine=engine.value, device=device, forget=forget))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks themselves, on a tiny model with few repetitions: the table is made and all roads agree. Nothing here is timed."""
+"""The benchmarks themselves, on tiny models with few repetitions: the table is made and all roads agree. Nothing here is timed."""
 
 import json
 import sys
@@ -13,22 +13,26 @@ from tiny_models import random_vlm  # noqa: F401 - a fixture
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
+import case  # noqa: E402
 import cases  # noqa: E402
 import run  # noqa: E402
+import sae_cases  # noqa: E402
 import timing  # noqa: E402
 from cases import CASES  # noqa: E402
 from subjects import Subject  # noqa: E402
 
 COLUMNS = [
-    "name", "model", "ours s", "peer", "peer s", "ratio", "difference", "cells timed", "peak MiB", "budget MiB",
+    "name", "model", "ours s", "peer", "peer s", "ratio", "difference", "cells timed", "peak MiB", "peer MiB", "budget MiB",
 ]  # fmt: skip
+SMALL = sae_cases.SaeSubject(d_hidden=512, d_in=32, k=8, batch=6)
 
 
 @pytest.fixture
 def tiny(random_vlm, monkeypatch):  # noqa: F811
     subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2, alphas=4, story=6)
-    monkeypatch.setattr(run, "SUBJECTS", {"tiny": lambda: subject})
-    monkeypatch.setattr(run, "alternating", partial(run.alternating, least=1))
+    monkeypatch.setitem(run.SECTIONS[0].__dict__, "subjects", {"tiny": lambda: subject})
+    monkeypatch.setitem(run.SECTIONS[1].__dict__, "subjects", {"sae-512": lambda: SMALL})
+    monkeypatch.setattr(case, "alternating", partial(case.alternating, least=1))
     return subject
 
 
@@ -37,7 +41,9 @@ def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
     rows, table = json.loads((tmp_path / "rows.json").read_text()), capsys.readouterr().out
     assert all(list(row) == COLUMNS for row in rows)
     assert len(table.splitlines()) == len(rows) + 1 and all(word in table for word in COLUMNS)
-    assert {row["name"] for row in rows} == set(CASES)
+    assert {(row["model"], row["name"]) for row in rows} == {
+        *(("tiny", name) for name in CASES), *(("32 -> 512, top 8", name) for name in sae_cases.CASES)
+    }  # fmt: skip
     assert max(row["difference"] for row in rows) < 1e-4
     for row in rows:
         assert row["ratio"] == pytest.approx(row["peer s"] / row["ours s"])
@@ -60,8 +66,8 @@ def test_the_panel_meets_no_strength_twice(tiny):
     case = cases.panel(tiny)
     roads = {name: peer.run for name, peer in case.peers.items()}
     for _ in range(3):  # the hooks keep step with the panel
-        assert run.difference(case.ours(), roads["hooks"]()) == 0
-    assert run.difference(case.ours(), roads["plain generate"]()) == 0
+        assert case.difference(case.ours(), roads["hooks"]()) == 0
+    assert case.difference(case.ours(), roads["plain generate"]()) == 0
 
 
 def test_pairs_are_asked_for_on_the_command_line(tiny, tmp_path):
@@ -71,20 +77,43 @@ def test_pairs_are_asked_for_on_the_command_line(tiny, tmp_path):
 
 def test_only_what_is_named_runs(tiny, tmp_path, capsys):
     run.main(["--only", "forward", "generate", "--seconds", "0", "--json", str(tmp_path / "rows.json")])
+    capsys.readouterr()
     assert {row["name"] for row in json.loads((tmp_path / "rows.json").read_text())} == {"forward", "generate"}
     with pytest.raises(SystemExit):
         run.main(["--only", "head_map"])
     assert "invalid choice: 'head_map' (choose from " in (message := capsys.readouterr().err)
-    assert all(name in message for name in CASES)
+    assert all(name in message for name in (*CASES, *sae_cases.CASES))
+    run.main(["--only", "forward", "--model", "sae-512"])
+    assert "none of these cases is measured on such a model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sae_cases.CASES)
+def test_the_sae_and_the_dense_form_agree_on_features_and_gradients(name):
+    made = sae_cases.CASES[name](SMALL)
+    (peer,) = made.peers.values()
+    ours, theirs = made.ours(), peer.run()
+    expected = {"vectors", "features"} if "code" in name else {"loss", "encoder", "decoder"}
+    assert ours.keys() == theirs.keys() == expected
+    assert case.difference(ours, theirs) < 1e-5 and min(float(t.abs().max()) for t in theirs.values()) > 0.1
+    assert case.difference(made.ours(), theirs) < 1e-5  # a second step begins from zero again
+
+
+def test_a_peak_counts_what_a_road_keeps_from_run_to_run(monkeypatch):
+    weighed = []
+    monkeypatch.setattr(case, "alternating", lambda runs, **rounds: dict.fromkeys(runs, 1.0))
+    monkeypatch.setattr(case, "peak_mib", lambda road: weighed.append(road()["x"]) or float(len(weighed)))
+    peers = {"a": case.Peer(lambda: {"x": 1}, afresh=lambda: {"x": 2}), "b": case.Peer(lambda: {"x": 1})}
+    rows = case.measured("it", SMALL, case.Case(lambda: {"x": 1}, peers, afresh=lambda: {"x": 3}))
+    assert weighed == [3, 2] and [(row["peer"], row["peak MiB"], row["peer MiB"]) for row in rows] == [("a", 1, 2), ("b", 1, None)]
 
 
 def test_a_wrong_answer_shows():
     ours = {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([3.0, 4.0]), "baseline": torch.zeros(2)}
-    assert run.difference(ours, {1: torch.tensor([3.0, 4.5])}) == 0.5
-    assert run.difference({0: "I was glad.", 1: "no"}, {0: "I was glad."}) == 0
-    assert run.difference({0: "I was glad."}, {0: "I was sad."}) == 1
+    assert case.difference(ours, {1: torch.tensor([3.0, 4.5])}) == 0.5
+    assert case.difference({0: "I was glad.", 1: "no"}, {0: "I was glad."}) == 0
+    assert case.difference({0: "I was glad."}, {0: "I was sad."}) == 1
     with pytest.raises(ValueError, match=r"Nothing to compare: ours holds \[0\], the peer \[1\]"):
-        run.difference({0: "a"}, {1: "a"})
+        case.difference({0: "a"}, {1: "a"})
 
 
 def test_runs_take_turns_and_the_median_counts(monkeypatch):

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import emointerp
 
 ROOT = Path(__file__).resolve().parents[1]
-CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name: PyPI's name; all others are the same
+CONDA_NAMES = {"pytorch": "torch", "python-duckdb": "duckdb"}  # conda-forge's name: PyPI's name; all others are the same
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w")
 
 
@@ -110,7 +110,7 @@ def imported_distributions(folder: Path) -> set[str]:
 
 
 def test_what_the_package_imports_is_declared(project):
-    extras = [line for name in ("mer", "video") for line in project["optional-dependencies"][name]]
+    extras = [line for name in ("mer", "ray", "video") for line in project["optional-dependencies"][name]]
     assert imported_distributions(ROOT / "emointerp") <= requirements(project["dependencies"] + extras).keys()
 
 

@@ -9,12 +9,13 @@ from tiny_models import picture, random_vlm  # noqa: F401
 
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
+from emointerp.resumable import batch_indices, step_of
 from emointerp.statistics import mean_interval
 from emointerp.training import card, carry_over
-from emointerp.training.data import augmented, batch_indices, example, pictures
+from emointerp.training.data import augmented, example, pictures
 from emointerp.training.dual_encoder import phrase_targets, phrases
 from emointerp.training.llava import FIRST, TURNS, blanked, blind_conversation, conversation
-from emointerp.training.loop import Recipe, fit, step_of
+from emointerp.training.loop import Recipe, fit
 from emointerp.world.language import story_prompt
 
 

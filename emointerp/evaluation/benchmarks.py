@@ -1,5 +1,8 @@
-"""What `emointerp evaluate` runs: the drawn world, offline, or a copy of MER-UniBench, with the methods that need no fitting."""
+"""What `emointerp evaluate` runs: the drawn world, offline, or a copy of MER-UniBench, with the methods that need no fitting; or a
+copy of EMOTIC, on which emotion directions are fitted and rank pictures."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,23 +11,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError, OutputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
+from emointerp.evaluation.emotic import NOT_COMPARABLE, SPLITS, VIEWS, Emotic, Place, published, read_emotic
 from emointerp.evaluation.harness import Run, evaluate
 from emointerp.evaluation.items import SETS, Item, world_items
 from emointerp.evaluation.mer_unibench import Row, benchmark_table, folders, read, score_set
 from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
 from emointerp.evaluation.tables import NONE, RATES, Evaluation
-from emointerp.models import VLM
+from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
+from emointerp.sae.emotion import EmotionScores, Labelled, emotion_scores
+from emointerp.sae.value import SAE
+from emointerp.statistics import Interval
+from emointerp.world import Scene
 
 STANDARD = (none, emotion_prompt, vaf, pai, vcd)  # need no fitting; "none" is first
 SAID, SILENT = 'I said: "{}"', "I said nothing."
 QUALITY = 95  # of the JPEG files that frames are kept as
+AT_ONCE = 256  # pictures whose vectors are kept in one file
 
 
 def standard(names: Sequence[str] = ()) -> list[Method]:
@@ -109,6 +123,144 @@ def write_table(table: pd.DataFrame, folder: str | Path) -> str:
     with _writing(folder):
         table.to_csv(Path(folder) / "scores.csv", index=False)
     return table.round({"percent": 2}).to_string(index=False)
+
+
+# EMOTIC
+
+
+def run_emotic(
+    tower: Tower,
+    sae: SAE | None,
+    data: str | Path,
+    folder: str | Path,
+    *,
+    view: str = "context",
+    form: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    skip_missing: bool = False,
+    progress: bool = True,
+) -> tuple[EmotionScores, Emotic, str]:
+    """Emotion directions on EMOTIC: fitted on train, the probe's strength chosen on val, pictures of test ranked.
+
+    `view`: the whole picture ("context") or the person ("body"); `n`: so many people of each split, drawn by the seed. Vectors are
+    kept in `folder`, `AT_ONCE` pictures a file, so that a run that was stopped goes on there. A picture, by its name or to the last
+    bit of its vector, counts in one split only: it is left out of val and train if it is in test, and of train if it is in val.
+    Gives the scores, the people that were scored, and how many rows were left out so.
+    """
+    people = read_emotic(data, form, skip_missing=skip_missing)
+    people = people if n is None else people.drawn(n, seed)
+    if view not in VIEWS:
+        raise InputError(f"view is {view!r}; expected {' or '.join(map(repr, VIEWS))}.")
+    if sae is not None:
+        sae.check(tower.d, tower.name)  # refused before hours of work
+    vectors = embedded(tower, people.places[view], Path(folder) / "vectors", progress)
+    splits = {name: np.flatnonzero(people.table.split == name) for name in SPLITS}
+    parts = {name: _labelled(people.some(rows), vectors[torch.from_numpy(rows)]) for name, rows in splits.items()}
+    parts, said = _apart(parts)
+    return emotion_scores(parts["train"], parts["val"], parts["test"], sae, seed=seed), people, said
+
+
+def _labelled(people: Emotic, vectors: Float[Tensor, "n d"]) -> Labelled:
+    return Labelled(vectors, people.labels, tuple(people.table.image))
+
+
+def _apart(parts: dict[str, Labelled]) -> tuple[dict[str, Labelled], str]:
+    """Splits without the pictures of a later one, and how many rows that took."""
+    kept, left = {"test": parts["test"]}, {}
+    for name in ("val", "train"):
+        shared = {row for later in kept.values() for row in parts[name].same_as(later)}
+        kept[name] = parts[name].some([i for i in range(len(parts[name].labels)) if i not in shared])
+        left[name] = len(shared)
+    told = ", ".join(f"{name} {count:,}" for name, count in left.items() if count)
+    return kept, f"Rows left out because their picture is also in a later split: {told}." if told else ""
+
+
+def embedded(tower: Tower, places: Sequence[Place], folder: str | Path, progress: bool = True) -> Float[Tensor, "n d"]:
+    """A tower's vectors of pictures on disk, each picture opened once, kept in files of `AT_ONCE`.
+
+    A file's name is a hash of the tower (its name, and its vector of a drawn scene) and of what lies where (names, sizes, times):
+    what has changed is done anew. Our own few lines, because a run must go on where it was cut off.
+    """
+    folder, unique = Path(folder), list(dict.fromkeys(places))
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    sign = [tower.name, tower.embed([Scene()], progress=False).double().round(decimals=2).tolist()]
+    rows = []
+    for start in tqdm(range(0, len(unique), AT_ONCE), desc="pictures", unit_scale=AT_ONCE, disable=not progress):
+        some = unique[start : start + AT_ONCE]
+        key = hashlib.sha256(json.dumps([sign, [_stamp(place) for place in some]]).encode()).hexdigest()
+        file = folder / f"{key[:24]}.safetensors"
+        held = _held(file, len(some), tower.d)
+        if held is None:
+            held = tower.embed([place.open() for place in some], progress=False)
+            with _writing(folder):
+                save_file({"vectors": held}, file.with_suffix(".part"))
+                os.replace(file.with_suffix(".part"), file)
+        rows.append(held)
+    at = {place: i for i, place in enumerate(unique)}
+    return torch.cat(rows)[[at[place] for place in places]]
+
+
+def _stamp(place: Place) -> list[Any]:
+    there = place.file.stat()
+    return [str(place.file), place.row, place.box, there.st_size, there.st_mtime_ns]
+
+
+def _held(file: Path, n: int, d: int) -> Tensor | None:
+    """Vectors that are there and whole."""
+    try:
+        held = load_file(file)["vectors"] if file.is_file() else None
+    except (SafetensorError, KeyError):
+        return None
+    return held if held is not None and held.shape == (n, d) else None
+
+
+def write_emotic(scores: EmotionScores, people: Emotic, said: str, folder: str | Path) -> str:
+    """Write scores.csv, scores.json, table.md, features.csv and ap.png, and give the chief figures as a text."""
+    summary = scores.summary().map(lambda value: _points(value) if isinstance(value, Interval) else "")
+    notes = [people.summary, said, f"Left out, since a split has none: {', '.join(scores.left_out)}." * bool(scores.left_out)]
+    notes += [f"The probe's C, chosen on val: {scores.strength:g}.", *_collapse(scores)]
+    note, others = " ".join(filter(None, notes)), published()
+    texts = {"scores.csv": scores.to_frame().to_csv(index=False), "scores.json": _json(scores, note)}
+    tables = [summary.reset_index(), scores.to_frame().round(4), others]
+    titles = ("mAP, % (difference in points, with 95% intervals)", "Average precision", "Published elsewhere, not ours")
+    bodies = (note, "", NOT_COMPARABLE)
+    pages = [f"## {title}\n\n{_markdown(table)}\n\n{body}" for title, table, body in zip(titles, tables, bodies, strict=True)]
+    texts["table.md"] = "\n\n".join(page.strip() for page in pages) + "\n"
+    for name, S in scores.directions.items():
+        if name == "SAE":
+            texts["features.csv"] = pd.concat([S.top_features(e, 20) for e in S.emotions]).to_csv(index=False)
+    with _writing(folder):
+        for name, text in texts.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        scores.plot().savefig(Path(folder) / "ap.png", dpi=150)
+    listed = others[["method", "mAP, %", "published by"]].to_string(index=False)
+    return f"{summary.to_string()}\n\n{note}\n\nPublished elsewhere, not ours:\n{listed}\n{NOT_COMPARABLE}"
+
+
+def _points(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return f"{100 * interval.mean:.2f}"
+    return f"{100 * interval.mean:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+
+
+def _collapse(scores: EmotionScores) -> list[str]:
+    """How alike the emotions' directions are."""
+    several = {name: S for name, S in scores.directions.items() if len(S.emotions) > 1}
+    cosines = [f"{name} {S.mean_cosine(False):.2f} raw, {S.mean_cosine():.2f} centred" for name, S in several.items()]
+    return [f"Mean cosine between directions: {'; '.join(cosines)}."] if cosines else []
+
+
+def _json(scores: EmotionScores, note: str) -> str:
+    maps = {method: [row["mAP"].mean, row["mAP"].low, row["mAP"].high] for method, row in scores.summary().iterrows()}
+    return json.dumps({"mAP": maps, "emotions": scores.to_frame().to_dict("records"), "note": note}, indent=1) + "\n"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; pandas' own needs tabulate, which nothing else here does."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 @contextmanager

@@ -4,6 +4,10 @@ A dense code has a number for each of perhaps 262,144 features, k = 128 of them 
 (values, indices) of width k, decoding adds k rows (`embedding_bag`), and gradients touch the rows that fired and no others.
 
 Rows stand for features in both matrices: `encoder[i]` reads feature i, `decoder[i]` is what it writes.
+
+Two things cost more than arithmetic on a processor: a matrix product with few vectors, which is quicker turned around (`_scores`),
+and memory that is new in every step, whose pages the system has to clear. So a training loop may hand in the matrix that a gradient
+is to be added to (`into`), the same in every step, of which only the rows that fired are touched.
 """
 
 from typing import Any
@@ -13,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+TURNED = 512  # as many vectors and more are scored the usual way round
+BLOCK = 8192  # rows of a gradient, or of scores turned around, at a time
 SAFETY = 3  # an unseen score's rounding error is taken to be at most this many times the largest one seen in its row
 
 
@@ -25,14 +31,15 @@ def sparse_encode(
     rough: Float[Tensor, "d_hidden d_in"] | None = None,
     candidates: int = 0,
     negative: bool = False,
+    into: Float[Tensor, "d_hidden d_in"] | None = None,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """`relu(encoder x + bias)`: the k largest, in falling order, and their features; differentiable in `x`, `encoder` and `bias`.
 
     Where fewer than k scores are positive, the rest of the values is 0; `negative` leaves them as they are. `chunk` features are
     scored at a time and the best kept, so that memory is n * chunk in place of n * d_hidden. `rough` is the encoder in bfloat16:
-    see `_rescored`.
+    see `_rescored`. `into` is where a backward pass adds the encoder's gradient, in place of handing it to autograd.
     """
-    return _TopK.apply(x, encoder, bias, k, chunk, rough, candidates, negative)
+    return _TopK.apply(x, encoder, bias, k, chunk, rough, candidates, negative, into)
 
 
 def sparse_decode(
@@ -40,10 +47,15 @@ def sparse_decode(
     indices: Int[Tensor, "n k"],
     decoder: Float[Tensor, "d_hidden d_in"],
     bias: Float[Tensor, " d_in"] | None,
+    into: Float[Tensor, "d_hidden d_in"] | None = None,
 ) -> Float[Tensor, "n d_in"]:
-    """`sum over j of values[:, j] * decoder[indices[:, j]] + bias`."""
-    summed = F.embedding_bag(indices, decoder, per_sample_weights=values, mode="sum")
+    """`sum over j of values[:, j] * decoder[indices[:, j]] + bias`; `into` is for the decoder's gradient as in `sparse_encode`."""
+    summed = _summed_rows(values, indices, decoder) if into is None else _Decode.apply(values, indices, decoder, into)
     return summed if bias is None else summed + bias
+
+
+def _summed_rows(values: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
 
 
 def sum_by_feature(
@@ -56,12 +68,48 @@ def sum_by_feature(
     return F.embedding_bag(order // indices.shape[1], source, starts, per_sample_weights=weights, mode="sum")
 
 
+def _add_by_feature(values: Tensor, indices: Tensor, source: Tensor, into: Tensor) -> None:
+    """`into += sum_by_feature(values, indices, source)`, `BLOCK` of the rows that fired at a time."""
+    features, order = indices.flatten().sort(stable=True)
+    fired, counts = torch.unique_consecutive(features, return_counts=True)
+    weights, rows, first = values.flatten()[order], order // indices.shape[1], 0
+    for some, many in zip(fired.split(BLOCK), counts.split(BLOCK), strict=True):
+        here = slice(first, first := first + int(many.sum()))
+        starts = many.cumsum(0) - many
+        into.index_add_(0, some, F.embedding_bag(rows[here], source, starts, per_sample_weights=weights[here], mode="sum"))
+
+
+class _Decode(torch.autograd.Function):
+    """Decoding whose backward pass adds the decoder's gradient to a matrix at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, decoder: Tensor, into: Tensor) -> Tensor:
+        """What the codes add up to."""
+        ctx.save_for_backward(values, indices, decoder)
+        ctx.into = into
+        return _summed_rows(values, indices, decoder)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Of `sum over j of values[b, j] * decoder[indices[b, j]]`."""
+        values, indices, decoder = ctx.saved_tensors
+        if ctx.needs_input_grad[2]:
+            _add_by_feature(values, indices, gradient, ctx.into)
+        return _read(decoder, indices, gradient), None, None, None
+
+
+def _read(rows: Tensor, indices: Tensor, x: Tensor) -> Tensor:
+    """`rows[indices[b, j]] . x[b]` for every b and j, a vector at a time: the rows of all at once would be n k d_in numbers."""
+    return torch.stack([rows[some] @ one for some, one in zip(indices, x, strict=True)])
+
+
 class _TopK(torch.autograd.Function):
     """Selection forward, gathered rows backward: autograd of the dense form would fill an [n, d_hidden] gradient with zeros."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, encoder: Tensor, bias: Any, k: int, chunk: Any, rough: Any, candidates: int, negative: bool
+        ctx: Any, x: Tensor, encoder: Tensor, bias: Any, k: int, chunk: Any, rough: Any, candidates: int, negative: bool, into: Any
     ) -> Any:
         """The k largest scores and their features."""
         if rough is None:
@@ -71,7 +119,7 @@ class _TopK(torch.autograd.Function):
         passes = (values > 0) | negative
         values = values * passes
         ctx.save_for_backward(x, encoder, indices, passes)
-        ctx.has_bias = bias is not None
+        ctx.has_bias, ctx.into = bias is not None, into
         ctx.mark_non_differentiable(indices)
         return values, indices
 
@@ -83,10 +131,14 @@ class _TopK(torch.autograd.Function):
         gradient = gradient * passes
         for_x, for_encoder, for_bias = ctx.needs_input_grad[:3]
         dx = sparse_decode(gradient, indices, encoder, None) if for_x else None
-        rows = sum_by_feature(gradient, indices, x, len(encoder)) if for_encoder else None
+        rows = None
+        if for_encoder and ctx.into is not None:
+            _add_by_feature(gradient, indices, x, ctx.into)
+        elif for_encoder:
+            rows = sum_by_feature(gradient, indices, x, len(encoder))
         needs_bias = ctx.has_bias and for_bias
         dbias = gradient.new_zeros(len(encoder)).index_add_(0, indices.flatten(), gradient.flatten()) if needs_bias else None
-        return dx, rows, dbias, None, None, None, None, None
+        return dx, rows, dbias, None, None, None, None, None, None
 
 
 def _largest(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int | None) -> tuple[Tensor, Tensor]:
@@ -94,7 +146,7 @@ def _largest(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int
     step = chunk or len(encoder)
     values, indices = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long, device=x.device)
     for start in range(0, len(encoder), step):
-        scores = F.linear(x, encoder[start : start + step], None if bias is None else bias[start : start + step])
+        scores = _scores(x, encoder[start : start + step], None if bias is None else bias[start : start + step])
         some, at = scores.topk(min(k, scores.shape[1]))
         if start:
             some, at = torch.cat([values, some], 1), torch.cat([indices, at + start], 1)
@@ -102,6 +154,16 @@ def _largest(x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int
             at = at.gather(1, kept)
         values, indices = some, at
     return values, indices
+
+
+def _scores(x: Tensor, encoder: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`; few vectors on a processor as `encoder @ x.T`, in blocks that are turned while in its cache: 1.6 times as quick."""
+    if x.device.type != "cpu" or len(x) >= TURNED:
+        return F.linear(x, encoder, bias)
+    scores = x.new_empty(len(x), len(encoder))
+    for start in range(0, len(encoder), BLOCK):
+        scores[:, start : start + BLOCK] = (encoder[start : start + BLOCK] @ x.T).T
+    return scores if bias is None else scores.add_(bias)
 
 
 def _rescored(
@@ -114,7 +176,7 @@ def _rescored(
     """
     scores = F.linear(x.bfloat16(), rough, None if bias is None else bias.bfloat16())
     coarse, at = scores.topk(min(max(candidates, k), len(encoder)), sorted=False)
-    fine = torch.stack([encoder[some] @ row for some, row in zip(at, x, strict=True)])
+    fine = _read(encoder, at, x)
     fine = fine if bias is None else fine + bias[at]
     error = (fine - coarse).abs().amax(1)
     values, kept = fine.topk(k)

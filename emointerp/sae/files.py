@@ -23,12 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emointerp.errors import InputError, OutputError
+from emointerp.models import WEIGHTS
 from emointerp.sae.value import SAE
 
 FORMAT, VERSION = "emointerp sae", 1
 OURS = ("sae.json", "weights.safetensors")
 SAELENS = ("cfg.json", "sae_weights.safetensors")
 SPARSIFY = ("cfg.json", "sae.safetensors")
+BUNDLED = {"tiny": "tiny-sae", "tiny-patches": "tiny-sae-patches"}  # over the bundled tower: pooled vectors, and patches
 CONFIGS = ("TrainConfig", "SAEConfig")  # the release's two classes of settings, whatever module they were written from
 
 Settings = Mapping[str, Any]
@@ -36,19 +38,20 @@ Tensors = Mapping[str, Tensor]
 
 
 def load_sae(path: str | Path) -> SAE:
-    """Read an SAE: a folder in our form, SAELens' or sparsify's, or the public release's `.pt` file.
+    """Read an SAE: "tiny" or "tiny-patches" (bundled), a folder in our form, SAELens' or sparsify's, or the release's `.pt` file.
 
     The release's encoder stays on disk, mapped into memory; its decoder is read and turned. Nothing in a file is run. InputError
     says what is missing, broken, not a top-k SAE, or asks for code.
     """
-    path = Path(path)
+    path = WEIGHTS / BUNDLED[str(path)] if str(path) in BUNDLED else Path(path)
     if path.is_file():
         return _from_release(path)
     for names, read in {OURS: _from_ours, SAELENS: _from_saelens, SPARSIFY: _from_sparsify}.items():
         if all((path / name).is_file() for name in names):
             return _checked(path, read, _read_json(path / names[0]), _read_tensors(path / names[1]))
     forms = "; ".join(" and ".join(names) for names in (OURS, SAELENS, SPARSIFY))
-    raise InputError(f"There is no SAE at {path}; expected a .pt file, or a folder with one of these pairs: {forms}.")
+    given = f"a .pt file, or a folder with one of these pairs: {forms}; bundled are {', '.join(map(repr, BUNDLED))}"
+    raise InputError(f"There is no SAE at {path}; expected {given}.")
 
 
 def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
@@ -80,8 +83,8 @@ def _as_ours(sae: SAE) -> tuple[tuple[str, str], Settings, Tensors]:
 def _from_ours(settings: Settings, tensors: Tensors) -> SAE:
     if (settings["format"], settings["version"]) != (FORMAT, VERSION):
         raise InputError(f"it is marked as {settings['format']!r}, version {settings['version']}; expected {FORMAT!r}, {VERSION}")
-    optional = {name: tensors[name] for name in ("decoder", "b_enc", "b_dec") if name in tensors}
-    return SAE(tensors["encoder"], settings["k"], about=settings["about"], **optional)
+    optional = {name: _float(tensors[name]) for name in ("decoder", "b_enc", "b_dec") if name in tensors}
+    return SAE(_float(tensors["encoder"]), settings["k"], about=settings["about"], **optional)
 
 
 # SAELens

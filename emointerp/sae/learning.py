@@ -15,7 +15,6 @@ Initialisation and decoder rows of unit length are Gao's; a tied SAE's rows stay
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,13 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from emointerp.errors import EmointerpError, InputError
+from emointerp.resumable import batch_indices, log, resume, save_checkpoint
 from emointerp.sae.coding import sparse_decode, sparse_encode
 from emointerp.sae.value import SAE
 
@@ -82,7 +80,8 @@ def train_sae(
     optimizer = torch.optim.Adam(coder.parameters(), lr=recipe.rate, eps=6.25e-10, fused=True)
     file = None if folder is None else Path(folder) / f"{name}.safetensors"
     about_run = {"recipe": _fixed(recipe), "data": json.dumps(list(data.shape))}
-    start = _resume(coder, optimizer, file, about_run) if file else 0
+    state = coder.state_dict()
+    start = resume(file, state, optimizer, about_run) if file else 0
     progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, mininterval=10)
     began = time.time()
     for step in progress:
@@ -92,8 +91,8 @@ def train_sae(
         _check_finite(told["loss"], step, recipe)
         progress.set_postfix(fvu=f"{told['fvu']:.3f}", dead=f"{told['dead']:.2f}", refresh=False)
         if file and ((step + 1) % every == 0 or step + 1 == recipe.steps):
-            _save(coder, optimizer, file, about_run | {"step": str(step + 1)})
-            _log(file, {"step": step + 1, **told, "seconds": time.time() - began})
+            save_checkpoint(file, state, optimizer, step + 1, about_run)
+            log(file, {"step": step + 1, **told, "seconds": time.time() - began})
     return coder.value({**(about or {}), "recipe": asdict(recipe), "vectors": len(data)})
 
 
@@ -201,10 +200,7 @@ def _start(data: Vectors, recipe: SaeRecipe) -> tuple[_Coder, float]:
 
 def _batch(data: Vectors, step: int, recipe: SaeRecipe) -> Float[Tensor, "batch d_in"]:
     """The rows of a step: every epoch is a seeded permutation of all rows."""
-    positions = step * recipe.batch + np.arange(recipe.batch)
-    epochs, n = positions // len(data), len(data)
-    orders = {e: np.random.default_rng([recipe.seed, int(e)]).permutation(n) for e in np.unique(epochs)}
-    return _float(data, np.array([orders[e][p % n] for e, p in zip(epochs, positions, strict=True)]))
+    return _float(data, batch_indices(step, recipe.batch, len(data), recipe.seed))
 
 
 def _float(data: Vectors, rows: np.ndarray) -> Float[Tensor, "rows d_in"]:
@@ -228,41 +224,3 @@ def _check_finite(loss: float, step: int, recipe: SaeRecipe) -> None:
 def _fixed(recipe: SaeRecipe) -> str:
     """What may not change within a run; it may be made longer."""
     return json.dumps({name: value for name, value in asdict(recipe).items() if name != "steps"})
-
-
-def _save(coder: _Coder, optimizer: torch.optim.Optimizer, file: Path, about_run: Mapping[str, str]) -> None:
-    """Write weights, counters and the optimiser's state; the file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": tensor for name, tensor in coder.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in state.items()}
-    part = file.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=dict(about_run))
-    os.replace(part, file)
-
-
-def _resume(coder: _Coder, optimizer: torch.optim.Optimizer, file: Path, about_run: Mapping[str, str]) -> int:
-    """The number of steps that the folder's run has done, its state put back; 0 where there is none."""
-    if not file.exists():
-        return 0
-    try:
-        with safe_open(file, "pt") as opened:
-            kept, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{file} is no whole checkpoint ({error}); take it away to begin anew.") from None
-    for what, asked in about_run.items():
-        if kept.get(what) != asked:
-            raise InputError(f"{file} was begun with {what} {kept.get(what)} and cannot go on with {asked}; take another folder.")
-    coder.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(kept["step"])
-
-
-def _log(file: Path, told: Mapping[str, float]) -> None:
-    with file.with_suffix(".log.jsonl").open("a") as f:
-        f.write(json.dumps({name: round(value, 4) for name, value in told.items()}) + "\n")

@@ -18,6 +18,10 @@ PICTURES = 120_000
 TOWER = Recipe(steps=31_000, batch=32, rate=7e-4, warmup=400)
 TEXT = Recipe(steps=600, batch=192, rate=1e-3, warmup=60)
 LLAVA = Recipe(steps=6_000, batch=32, rate=1.5e-3, warmup=200)
+SAES = {
+    "pooled": {"d_hidden": 4096, "k": 32, "steps": 3_000, "batch": 512, "tied": True},
+    "patches": {"d_hidden": 4096, "k": 16, "steps": 3_000, "batch": 512, "tied": True},
+}
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Where pictures, checkpoints and weights are kept.")]
 
@@ -72,6 +76,17 @@ def familiarity(folder: Folder, seed: int = 0, n: int = 4_000) -> None:
     train = embeddings(vlm, [e.scene for e in examples(n, seed)])
     held_out = sample("tuning", 1_000, seed=21, intensity=TRAIN_INTENSITY)
     fit(train, embeddings(vlm, [e.scene for e in held_out]), folder / "tiny")
+
+
+@app.command()
+def sae(folder: Folder, seed: int = 0, n: int = PICTURES) -> None:
+    """Stage 4: sparse autoencoders over the finished tower; writes FOLDER/tiny-sae and FOLDER/tiny-sae-patches."""
+    from emointerp.models import load_tower
+    from emointerp.sae import SaeRecipe
+    from emointerp.training import sae as saes
+
+    made = saes.vectors(load_tower(folder / "tiny", dtype="float32"), n, folder, seed)
+    saes.train(made, {reads: SaeRecipe(**settings, seed=seed) for reads, settings in SAES.items()}, folder)
 
 
 @app.command()

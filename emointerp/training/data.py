@@ -48,17 +48,6 @@ def pictures(n: int, folder: Path, seed: int = 0, processes: int = 2) -> np.ndar
     return np.load(path, mmap_mode="r")
 
 
-def batch_indices(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """Which examples a step sees: epochs are seeded permutations, so a step's batch depends on nothing else."""
-    positions = step * batch + np.arange(batch)
-    out = np.empty(batch, int)
-    for epoch in np.unique(positions // n):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(n)
-        here = positions // n == epoch
-        out[here] = order[positions[here] % n]
-    return out
-
-
 def augmented(pixels: np.ndarray, rng: np.random.Generator, drained: float = 0.15) -> torch.Tensor:
     """Pictures as the image processor gives them, float [batch, 3, 128, 128] in [-1, 1], mirrored and recoloured at random.
 

@@ -19,7 +19,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from emointerp.training.data import augmented, batch_indices, examples, pictures
+from emointerp.resumable import batch_indices
+from emointerp.training.data import augmented, examples, pictures
 from emointerp.training.loop import Recipe, fit
 from emointerp.training.tokenizer import CHAT, VOCABULARY
 from emointerp.world.language import questions, story, story_prompt

@@ -1,42 +1,24 @@
-"""The benchmarks: what is timed against what.
+"""The benchmarks of models and their interventions: what is timed against what.
 
 A case is our road and its peers, all giving the same numbers under the same names. Where a peer loops over cells and would take
 minutes, it does a sample of them, and its seconds are scaled to all.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import peers
 import torch
-from peers import Numbers
-from subjects import Subject
+from case import Case, Numbers, Peer, Section
+from subjects import SUBJECTS, Subject
 
 from emointerp.tracing import Edit, SetHead, SetResidual, collect, generate, run, sweep
 from emointerp.veena import Veena, on
 from emointerp.widgets import steering
 
 BUDGET = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another road, which does `timed` of a case's cells."""
-
-    run: Callable[[], Numbers]
-    timed: int = 1
-
-
-@dataclass(frozen=True)
-class Case:
-    """Our road and its peers; `budget` is what our road was told to take at most, in bytes."""
-
-    ours: Callable[[], Numbers]
-    peers: dict[str, Peer]
-    cells: int = 1
-    budget: int | None = None
 
 
 def forward(subject: Subject) -> Case:
@@ -254,3 +236,4 @@ CASES: dict[str, Callable[[Subject], Case]] = {
     "alpha-layer": alpha_layer,
     "panel": panel,
 }
+SECTION = Section(SUBJECTS, CASES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from case import Numbers
 from subjects import Subject
 from torch import Tensor
 from transformer_lens import patching
@@ -18,7 +19,6 @@ from transformers import DynamicCache
 from emointerp.models import Prompt
 from emointerp.tracing import AddVector, Edit, SetHead
 
-Numbers = dict[Any, Any]  # what a road found: a tensor, or a text, by a name that all roads use
 OPTIONS = {"use_cache": False, "logits_to_keep": 1}
 
 

@@ -1,0 +1,213 @@
+"""The methods: each gives a number for every pixel of a picture, how much it matters for a target.
+
+Captum does plain gradient, input x gradient and integrated gradients. Our own are SmoothGrad (one batch of noisy copies and one
+backward pass of their sum is faster than Captum's, and gives the same numbers), Grad-CAM (Captum's takes a layer's second axis for
+its channels; in a transformer that is the patches) and attention rollout (Captum has none).
+
+Three maps tell of pixels: `gradient`, `smoothgrad` (never negative, mean over channels of a size), `input_x_gradient` and
+`integrated_gradients` (signed, summed over channels). Two tell of tokens only, and are as coarse as these: `grad_cam`, `rollout`.
+`random_map` tells nothing, and is what all others are held against.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from emointerp.errors import InputError
+from emointerp.models.towers import Tower
+from emointerp.saliency.places import paint
+from emointerp.saliency.targets import Target, TowerTarget, patch_tokens, tower_layers
+
+Map = Float[np.ndarray, "height width"]
+Function = Callable[[Tensor], Tensor]
+
+
+def gradient(target: Target, image: Image.Image) -> Map:
+    """The plain gradient: mean over channels of `|df/dx|` (Simonyan et al. 2013); Captum's `Saliency`."""
+    from captum.attr import Saliency
+
+    found = Saliency(target).attribute(_leaf(target, image), abs=True)
+    return target.onto(_array(found[0].mean(-3)), image.size)
+
+
+def smoothgrad(
+    target: Target,
+    image: Image.Image,
+    n: int = 25,
+    sigma: float = 0.15,
+    signed: bool = False,
+    batch: int = 25,
+    seed: int = 0,
+) -> Map:
+    """SmoothGrad: the mean over `n` noisy copies of the mean over channels of `|df/dx|`.
+
+    Noise has the standard deviation `sigma` times that of the picture's own numbers. `signed` averages the gradients themselves and
+    takes their size afterwards, as Smilkov et al. (2017) do; the default is the blog's.
+    """
+    found = smoothed_gradient(target, target.pixels([image]), n, sigma, signed, batch, seed)
+    return target.onto(_array(found.abs().mean(-3)), image.size)
+
+
+def smoothed_gradient(
+    f: Function,
+    x: Float[Tensor, "1 *view"],
+    n: int = 25,
+    sigma: float = 0.15,
+    signed: bool = False,
+    batch: int = 25,
+    seed: int = 0,
+) -> Float[Tensor, "*view"]:
+    """`mean_i |df/dx (x + sigma std(x) eps_i)|`, or the mean without the bars where it is `signed`, for each number of x.
+
+    `batch` copies a forward; the same seed gives the same noise on every device and whatever the batch.
+    """
+    _check_noise(n, sigma, batch)
+    noise = torch.randn(n, *x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    scale, total = sigma * x.std(), torch.zeros_like(x[0])
+    for eps in noise.split(batch):
+        noisy = (x + scale * eps.to(x)).requires_grad_()
+        (found,) = torch.autograd.grad(f(noisy).sum(), noisy)
+        total += (found if signed else found.abs()).sum(0)
+    return total / n
+
+
+def input_x_gradient(target: Target, image: Image.Image) -> Map:
+    """`x df/dx`, summed over channels; signed (Shrikumar et al. 2016); Captum's."""
+    from captum.attr import InputXGradient
+
+    found = InputXGradient(target).attribute(_leaf(target, image))
+    return target.onto(_array(found[0].sum(-3)), image.size)
+
+
+def integrated_gradients(target: Target, image: Image.Image, steps: int = 32, batch: int = 32) -> Map:
+    """Gradients along the way from a blank of the picture's mean colour to the picture, times that way; signed, Captum's.
+
+    The sum over all pixels is `f(picture) - f(blank)` (Sundararajan et al. 2017), as far as `steps` suffice and the model sees no
+    more than the picture.
+    """
+    from captum.attr import IntegratedGradients
+
+    x = _leaf(target, image)
+    blank = x.detach().mean((-2, -1), keepdim=True).expand_as(x).contiguous()
+    found = IntegratedGradients(target).attribute(x, blank, n_steps=steps, internal_batch_size=batch)
+    return target.onto(_array(found[0].sum(-3)), image.size)
+
+
+def grad_cam(target: Target, image: Image.Image) -> Map:
+    """Grad-CAM (Selvaraju et al. 2017) over tokens: `relu(sum_d mean_t(df/dA_td) A_td)`, a number a token t.
+
+    The "convolution" A is the patches after the tower's last layer but one (after the last, a tower that pools its class token has
+    no gradient on patches); of an answer it is the visual tokens as they enter the language model.
+    """
+    tokens, visual, value = target.tokens(target.pixels([image]))
+    (slope,) = torch.autograd.grad(value.sum(), tokens)
+    cam = (slope[:, visual].mean(1, keepdim=True) * tokens[:, visual]).sum(-1).relu()
+    return paint(_array(cam[0]), target.boxes(image.size), image.size)
+
+
+def rollout(target: Target, image: Image.Image) -> Map:
+    """Attention rollout (Abnar and Zuidema 2020): how much of each patch reaches the tower's vector, if attention were all.
+
+    The product over layers of `(A + I) / 2`, A the mean over heads, weighed by where the vector is taken from: the pooling head's
+    attention (SigLIP has no class token), the class token, or all patches alike. It hangs on the picture and not on the target.
+    """
+    if not isinstance(target, TowerTarget):
+        raise InputError("Rollout tells of a tower, not of an answer; take a target of the tower (`toward`, `feature`).")
+    paths = rolled_out(target.tower, target.pixels([image]))
+    return paint(_array(paths[0]), target.boxes(image.size), image.size)
+
+
+@torch.no_grad()
+def rolled_out(tower: Tower, pixels: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n patch"]:
+    """The share of a tower's vector that rollout traces to each patch; what is traced to the class token is left out."""
+    layers = tower_layers(tower)
+    pool = [module for module in tower.model.modules() if isinstance(module, nn.MultiheadAttention)]
+    dtype = next(tower.model.parameters()).dtype
+    with _eager(layers[0]), kept_weights([layer.self_attn for layer in layers]) as kept, kept_weights(pool) as pooling:
+        tower.pooled(pixels.to(dtype))
+    tokens = kept[0].shape[-1]
+    paths = torch.eye(tokens, device=kept[0].device).expand(len(pixels), -1, -1)
+    for weights in kept:
+        paths = (weights.float().mean(1) / 2 + torch.eye(tokens, device=paths.device) / 2) @ paths
+    if pooling:
+        taken = pooling[0].float()[:, :1]
+    elif tokens > tower.n_patches:
+        taken = torch.eye(tokens, device=paths.device)[None, :1]
+    else:
+        taken = paths.new_full((1, 1, tokens), 1 / tokens)
+    return (taken @ paths)[:, 0, patch_tokens(tower)]
+
+
+def random_map(target: Target, image: Image.Image, seed: int = 0, blur: float = 1 / 16) -> Map:
+    """The control: noise, smoothed over `blur` of the picture's longer side so that it has blobs as maps have, squared.
+
+    Smoothed around the edges, so that no place has more than its share.
+    """
+    noise = np.random.default_rng(seed).standard_normal(image.size[::-1])
+    return gaussian_filter(noise, blur * max(image.size), mode="wrap") ** 2
+
+
+METHODS: dict[str, Callable[..., Map]] = {
+    "smoothgrad": smoothgrad,
+    "gradient": gradient,
+    "input x gradient": input_x_gradient,
+    "integrated gradients": integrated_gradients,
+    "grad-cam": grad_cam,
+    "rollout": rollout,
+    "random": random_map,
+}
+
+
+def method_named(name: str) -> Callable[..., Map]:
+    """A method by its name in `METHODS`."""
+    if name not in METHODS:
+        raise InputError(f"There is no method {name!r}; expected one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+@contextmanager
+def kept_weights(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects the attention weights, the second of what modules put out, in a list."""
+    kept: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda module, given, out: kept.append(out[1])) for module in modules]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _eager(layer: Any) -> Iterator[None]:
+    """Eager attention in a tower, which alone gives weights; the setting before comes back."""
+    config = layer.self_attn.config
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _leaf(target: Target, image: Image.Image) -> Tensor:
+    return target.pixels([image]).requires_grad_()
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
+
+
+def _check_noise(n: int, sigma: float, batch: int) -> None:
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise InputError(f"n is {n!r}; expected a whole number of noisy copies, 1 or more.")
+    if not 0 <= sigma < float("inf"):
+        raise InputError(f"sigma is {sigma}; expected 0 or more, in standard deviations of the picture's own numbers.")
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected 1 or more copies a forward.")

@@ -1,0 +1,243 @@
+"""The signifier audit against a hand-made tower whose features are known to read faces, props or weather, and pixel by pixel."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
+from torch import nn
+
+from emointerp.emotions import BASIC
+from emointerp.errors import InputError
+from emointerp.models import Tower
+from emointerp.sae import SAE
+from emointerp.sae.emotion import face_scenes
+from emointerp.sae.signifiers import (
+    FACTORS,
+    MEAN,
+    MIX,
+    SIGNIFIERS,
+    TEST,
+    _label,
+    _matched,
+    changed,
+    mixed_scenes,
+    signifier_audit,
+)
+from emointerp.world import Scene, identity
+from emointerp.world.setting import SIGNIFIERS as THINGS
+
+FACES = {emotion: i for i, emotion in enumerate((*BASIC, "neutral"))}
+READERS = {"joy things": 7, "fear things": 8, "anger things": 9, "rain": 10, "sunny": 11, "beach": 12, "blue": 13, "cat": 14}
+D = 16  # the last is always on
+
+
+def reading(scene: Scene) -> list[float]:
+    """What the hand-made tower sees: the face as strongly as it is drawn, and what stands around it."""
+    x = [0.0] * D
+    x[FACES[scene.emotion]] = 0.2 + scene.intensity
+    x[D - 1] = 1.0
+    for emotion in ("joy", "fear", "anger"):
+        x[READERS[f"{emotion} things"]] = 1.0 * sum(THINGS.get(thing) == emotion for thing in scene.things)
+    for name, there in (("rain", scene.weather), ("sunny", scene.weather), ("beach", scene.place)):
+        x[READERS[name]] = float(there == name)
+    x[READERS["blue"]], x[READERS["cat"]] = float(scene.clothes == "blue"), float(scene.subject == "cat")
+    return x
+
+
+class Reader(Tower):
+    """A tower that is told what is in a scene, without drawing it."""
+
+    def pixels(self, pictures):
+        return torch.tensor([reading(scene) for scene in pictures])[:, None, None]
+
+
+def hand_made(weak_faces: float = 1.0):
+    tower = Reader(
+        "hand-made", D, D, 1, nn.Linear(1, 1), None, lambda x: x[:, 0, 0], lambda x: x[:, 0], lambda size: np.zeros((1, 4))
+    )
+    scale = torch.ones(D)
+    scale[:7] = weak_faces
+    return SAE(torch.diag(scale), D), tower
+
+
+@pytest.fixture(scope="module")
+def audit():
+    return signifier_audit(*hand_made(0.3), fit=1200, scenes=80, ranked=350, draws=30, flips=2000, progress=False)
+
+
+# one factor at a time
+
+
+ALLOWED = {
+    "face": {"expression", "emotion", "mode", "intensity"},
+    "prop": {"things"},
+    "weather": {"weather"},
+    "place": {"place"},
+    "clothes": {"clothes", "hat"},
+    "subject": {"subject", "skin"},
+}
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_one_factor_changes_and_nothing_else(factor):
+    scenes = mixed_scenes(150, seed=3)
+    moved = 0
+    for scene in scenes:
+        other = changed(scene, factor, seed=1)
+        differs = {f.name for f in fields(Scene) if getattr(scene, f.name) != getattr(other, f.name)}
+        assert differs <= ALLOWED[factor]
+        assert changed(scene, factor, seed=1) == other
+        moved += bool(differs)
+        other.pixels()  # it can be drawn
+    assert moved > 20
+    if factor in ("place", "clothes", "subject"):
+        assert moved == len(scenes)
+
+
+@pytest.mark.parametrize("factor", ["face", "prop", "weather", "place"])
+def test_every_pixel_that_the_change_does_not_cover_stays(factor):
+    for scene in mixed_scenes(60, seed=5):
+        differs = (scene.pixels() != changed(scene, factor).pixels()).any(2)
+        if factor == "place":  # the edge of the face is blended with what is behind it
+            assert differs[scene.masks()["face"]].mean() < 0.2
+        else:
+            assert not (differs & ~covered(scene, factor)).any()
+
+
+def covered(scene: Scene, factor: str) -> np.ndarray:
+    """Where an expression, props or weather may touch the picture."""
+    masks = scene.masks()
+    names = {"face": ["expression"], "prop": [t for t in scene.things if t in THINGS], "weather": [scene.weather]}[factor]
+    return np.any([np.zeros((128, 128), bool), *(masks[name] for name in names if name in masks)], axis=0)
+
+
+def test_what_cannot_be_changed_is_refused():
+    with pytest.raises(InputError, match="no factor 'light'; there are face, prop"):
+        changed(Scene(), "light")
+    with pytest.raises(InputError, match="abstract mood"):
+        changed(Scene(style="mood", emotion="joy"), "face")
+
+
+def test_mixed_scenes_of_the_two_kinds_share_no_identity():
+    kept, held = (mixed_scenes(300, seed=seed, held_out=out) for seed, out in ((0, False), (1, True)))
+    assert not {identity(s) for s in kept} & {identity(s) for s in held}
+    joys = mixed_scenes(40, held_out=True, emotion="joy")
+    assert {s.emotion for s in joys} == {"joy"} and mixed_scenes(40, held_out=True, emotion="joy") == joys
+    own = np.mean([any(THINGS.get(t) == "joy" for t in s.things) for s in joys])
+    assert own > 0.15  # signifiers go with emotions here
+
+
+# labels
+
+
+def test_each_reader_is_found_out(audit):
+    found = {(e, f): label for e in audit.emotions for label, some in audit.labels(e).items() for f in some}
+    for emotion in BASIC:
+        assert found[emotion, FACES[emotion]] == "face"
+    for emotion, reader, factor in (
+        ("joy", "joy things", "prop"),
+        ("fear", "fear things", "prop"),
+        ("anger", "anger things", "prop"),
+        ("joy", "sunny", "weather"),
+        ("sadness", "rain", "weather"),
+    ):
+        assert found[emotion, READERS[reader]] == factor
+    never = {READERS[name] for name in ("beach", "blue", "cat")} | {D - 1}
+    assert {label for (_, feature), label in found.items() if feature in never} <= {"none"}
+
+
+def test_shares_are_the_formula_written_out(audit):
+    sae, tower = hand_made(0.3)
+
+    def codes(scenes):
+        return sae.encode(tower.pooled(tower.pixels(scenes))).dense().double().numpy()
+
+    told = mixed_scenes(1200, 0)
+    z, emotions = codes(told), np.array([s.emotion for s in told])
+    means = {e: z[emotions == e].mean(0) for e in FACES}
+    c = means["joy"] - np.mean(list(means.values()), axis=0)
+    scenes = mixed_scenes(80, 0, held_out=True, emotion="joy")
+    rows = audit.features[audit.features.emotion == "joy"].set_index(["factor", "feature"])
+    for factor in FACTORS:
+        went = codes(scenes).mean(0) - codes([changed(s, factor, 0) for s in scenes]).mean(0)
+        for feature in (FACES["joy"], READERS["joy things"], READERS["sunny"]):
+            row = rows.loc[factor, feature]
+            assert row["share"] == pytest.approx(c[feature] * went[feature] / (c @ c), abs=1e-6)
+            assert row["low"] <= row["share"] <= row["high"]
+        total = audit.totals.set_index(["emotion", "factor"]).loc["joy", factor]
+        assert total.share.mean == pytest.approx(c @ went / (c @ c), abs=1e-6)
+        assert total.scenes == sum(changed(s, factor, 0) != s for s in scenes)
+    assert rows.loc["prop", FACES["joy"]].share == 0 and rows.loc["face", READERS["sunny"]].share == 0
+
+
+def test_composition_adds_up(audit):
+    parts = audit.composition()
+    assert parts.sum(axis=1).to_numpy() == pytest.approx(1) and (parts.to_numpy() > -1e-9).all()
+    direction = audit.directions.vector("joy").numpy()
+    props = audit.labels("joy")["prop"]
+    assert parts.loc["joy", "prop"] == pytest.approx(sum(direction[f] ** 2 for f in props) / (direction @ direction), abs=1e-5)
+    wide = audit.to_frame().set_index(["emotion", "feature"])
+    assert wide.loc[("joy", READERS["sunny"]), "label"] == "weather" and wide.loc[("joy", READERS["sunny"]), "weather"] > 0
+
+
+def test_the_largest_share_that_passes_gives_the_label():
+    shares = np.zeros((len(FACTORS), 4))
+    p = np.ones_like(shares)
+    shares[:2, 0], p[:2, 0] = (0.1, 0.3), (0.01, 0.2)  # the larger does not pass
+    shares[:2, 1], p[:2, 1] = (0.1, 0.3), 0.01
+    shares[4, 2], p[4, 2] = -0.5, 0.001  # the wrong way
+    assert _label(shares, p, 0.05).tolist() == ["face", "prop", "none", "none"]
+
+
+# ranking without
+
+
+def test_taking_signifiers_out_costs_where_they_go_with_emotions_and_helps_where_they_do_not(audit):
+    rows = audit.ranking.set_index(["set", "emotion"])
+    assert rows.loc[(MIX, MEAN), "difference"].high < 0 < rows.loc[(TEST, MEAN), "difference"].low
+    assert rows.loc[(TEST, MEAN), "p costs less"] < 0.05
+    assert rows.loc[(TEST, "joy"), "features"] == len([f for kind in SIGNIFIERS for f in audit.labels("joy").get(kind, [])])
+
+
+def test_ap_is_scikit_learns_of_the_cut_direction(audit):
+    sae, tower = hand_made(0.3)
+    scenes = face_scenes("test", 350, 0)
+    z = sae.encode(tower.pooled(tower.pixels(scenes))).dense().numpy()
+    c = audit.directions.vector("fear").numpy()
+    cut = c.copy()
+    cut[[f for kind in SIGNIFIERS for f in audit.labels("fear").get(kind, [])]] = 0
+    truth = np.array([s.emotion == "fear" for s in scenes])
+    row = audit.ranking.set_index(["set", "emotion"]).loc[(TEST, "fear")]
+    whole, without = (average_precision_score(truth, cosine_similarity(z, v[None])[:, 0].astype(np.float32)) for v in (c, cut))
+    assert (row.whole, row.without) == pytest.approx((whole, without), abs=2e-3)  # ties that rounding breaks
+    assert row.difference.mean == pytest.approx(row.without - row.whole)
+    assert row.removed == pytest.approx(1 - (cut @ cut) / (c @ c), abs=1e-5)
+
+
+def test_random_sets_weigh_as_much():
+    rng = np.random.default_rng(0)
+    squares = rng.exponential(1.0, 200)
+    sets = [_matched(squares, 10.0, rng) for _ in range(20)]
+    assert all(9.0 <= squares[some].sum() <= 11.0 and len(set(some)) == len(some) for some in sets)
+    assert len({tuple(sorted(some)) for some in sets}) == 20
+    assert _matched(squares, 0.0, rng) == []
+
+
+def test_figures_say_what_they_show(audit):
+    figure = audit.plot()
+    assert [axis.get_title() for axis in figure.axes] == ["What a direction is made of", "What changes it"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(BASIC)
+    assert len(figure.axes[0].patches) == 6 * 8  # emotions times labels
+    assert [axis.get_title() for axis in audit.plot_ranking().axes] == ["Where signifiers go with emotions", "Where they do not"]
+
+
+def test_bad_questions_are_refused(audit):
+    with pytest.raises(InputError, match="No scene of the 30 to fit shows awe"):
+        signifier_audit(*hand_made(), emotions=["awe"], fit=30, progress=False)
+    with pytest.raises(InputError, match="no audit of 'neutral'; there are anger"):
+        audit.labels("neutral")
+    with pytest.raises(InputError, match="reads vectors of width 5, and those given of hand-made are 16 wide"):
+        signifier_audit(SAE.random(5, 8, 2), hand_made()[1], fit=60, progress=False)
