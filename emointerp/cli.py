@@ -104,7 +104,8 @@ def evaluate(
         typer.Option(help="EMOTIC: whose vision tower, 'tiny' (bundled), a local folder, or a hub id of a VLM, SigLIP or CLIP."),
     ] = None,
     sae: Annotated[
-        str | None, typer.Option(help="EMOTIC: an SAE of that tower, 'tiny' (bundled), a folder or the public release's .pt file.")
+        str | None,
+        typer.Option(help="EMOTIC: an SAE of that tower, 'tiny' (bundled), a folder, the release's .pt file, or 'none'."),
     ] = None,
     view: Annotated[str | None, typer.Option(help="EMOTIC: 'context', the whole picture, or 'body', the person.")] = None,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
@@ -121,7 +122,7 @@ def evaluate(
         )
     if len(seeds) > 1 and not world:
         raise InputError(f"A copy on disk takes one seed, which draws frames or rows; {len(seeds)} came.")
-    if benchmark is Benchmark.emotic:
+    if data and benchmark is Benchmark.emotic:
         if method or veena or wheels or temperature:
             raise InputError("EMOTIC is ranked, not answered: --method, --veena, --wheels and --temperature are not for it.")
         options = {"view": view or "context", "n": n, "seed": seeds[0], "skip_missing": skip_missing}
@@ -156,14 +157,16 @@ def evaluate(
     print(f"{said}\n\nKept in: {folder}")
 
 
-def _emotic(tower: str, sae: str | None, device: str | None, data: Path | None, folder: Path, options: dict[str, Any]) -> None:
-    """Rank EMOTIC's pictures; the bundled tower brings its SAE, and another tower is ranked without one if none is named."""
+def _emotic(tower: str, sae: str | None, device: str | None, data: Path, folder: Path, options: dict[str, Any]) -> None:
+    """Rank EMOTIC's pictures; the bundled tower brings its SAE, another is ranked without one unless one is named."""
     from emointerp.evaluation.benchmarks import run_emotic, write_emotic
+    from emointerp.evaluation.emotic import form_of
     from emointerp.models import load_tower
     from emointerp.sae import load_sae
 
-    sae = sae or ("tiny" if tower == "tiny" else None)
-    coder = None if sae is None else load_sae(sae)
+    form_of(data)  # refuses, before a tower is loaded, what holds no copy
+    sae = sae or ("tiny" if tower == "tiny" else "none")
+    coder = None if sae == "none" else load_sae(sae)
     found = run_emotic(load_tower(tower, **({"device": device} if device else {})), coder, data, folder, **options)
     print(f"{write_emotic(*found, folder)}\n\nKept in: {folder}")
 

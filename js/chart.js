@@ -10,7 +10,7 @@ import { button, make } from "./dom.js";
 
 const HALF = 500; // of the drawing's side, in its own units
 const SMALL = 9, LARGE = 13; // sizes of labels, in pixels of the screen
-const LONGEST = 28; // characters of a label
+const LONGEST = 26; // characters of a label
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
@@ -45,12 +45,12 @@ function spaced(order, n, step) {
 export function chart(parent, model, about, select) {
   const { tree, leaves, emotions, emotion, place } = about;
   const n = leaves.feature.length, letters = Math.max(...leaves.words.map((text) => short(text).length));
-  const RIM = clamp(HALF - 65 - 7.2 * letters, 300, 400); // the circle's radius leaves room for the longest label
+  const RIM = clamp(HALF - 40 - 0.52 * clamp(1600 / n, SMALL, LARGE) * (letters + 5), 265, 400); // leaves room for the longest label
   const root = laidOut(tree, RIM), ends = root.leaves().sort((a, b) => a.data.leaf - b.data.leaf);
   const spacing = (2 * Math.PI * RIM) / (n + 1), most = Math.max(...leaves.activation), big = clamp(0.9 * spacing, 3.6, 14);
   const prefix = `emointerp-${Math.random().toString(36).slice(2)}-`; // ids that no other view on the page has
 
-  const box = make(parent, "div", "chart");
+  const box = make(parent, "div", n > 300 ? "chart many" : "chart");
   box.tabIndex = 0;
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", `${n} features around a circle; arrow keys move, Enter selects, Escape clears`);
@@ -58,7 +58,7 @@ export function chart(parent, model, about, select) {
   const svg = d3select(box).append("svg").attr("role", "presentation").attr("viewBox", [-HALF, -HALF, 2 * HALF, 2 * HALF].join(" "));
   const inside = svg.append("g").attr("role", "presentation");
   const alike = tree.by === "decoder" ? "write alike" : "fire together";
-  make(box, "div", "caption", `Neighbours ${alike}: the farther out they join, the more. Dots grow with activation.`);
+  make(parent, "div", "caption", `Neighbours ${alike}: the farther out they join, the more. Dots grow with activation.`);
   const tip = make(box, "div", "tip"), status = make(box, "div", "status");
   tip.hidden = true;
   status.setAttribute("aria-live", "polite");
@@ -68,7 +68,7 @@ export function chart(parent, model, about, select) {
   const links = inside.append("g").attr("class", "links").attr("role", "presentation").selectAll("path").data(root.links()).join("path")
     .attr("d", linkRadial().angle((d) => d.x).radius((d) => d.y))
     .attr("stroke", ({ target }) => emotions[target.data.emotion].color)
-    .attr("stroke-width", ({ target }) => clamp(0.9 + 0.4 * Math.log2(target.leaves().length), 0.9, 3.4) * clamp(1.5 - n / 800, 0.7, 1.4));
+    .style("--width", ({ target }) => clamp(0.9 + 0.4 * Math.log2(target.leaves().length), 0.9, 3.4) * clamp(1.5 - n / 800, 0.7, 1.4));
   const spots = inside.append("g").attr("role", "presentation").selectAll("g").data(ends).join("g")
     .attr("class", ({ data }) => (emotion(data.leaf).none ? "leaf none" : "leaf"))
     .attr("transform", ({ x }) => `rotate(${(x * 180) / Math.PI - 90})`)
@@ -96,7 +96,7 @@ export function chart(parent, model, about, select) {
 
   // changed with every zoom and every change of what is looked for
 
-  let lit = leaves.feature.map(() => true), transform = zoomIdentity, cursor = -1, shown = "";
+  let lit = leaves.feature.map(() => true), transform = zoomIdentity, cursor = -1, shown = "", revealed = -1;
 
   function chosen() {
     return place.get(model.get("selected")) ?? -1;
@@ -131,7 +131,8 @@ export function chart(parent, model, about, select) {
       .classed("selected", ({ data }) => data.leaf === chosen()).attr("aria-selected", ({ data }) => data.leaf === chosen());
     spots.select(".ring").attr("r", ({ data }) => big * (data.leaf === chosen() ? 1.55 : 1.25));
     trace();
-    if (chosen() >= 0) reveal(chosen());
+    if (chosen() >= 0 && chosen() !== revealed) reveal(chosen());
+    revealed = chosen();
   }
 
   // zoom and pan

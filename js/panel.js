@@ -129,7 +129,7 @@ export function details(parent, model, about, select) {
   // Where to begin: for each emotion, the feature that exceeds the mean most.
   function overview() {
     const { leaves, emotions } = about;
-    make(card, "p", "hint", "Click a feature to see its pictures. Drag to move, scroll to zoom; arrow keys walk around the circle.");
+    make(card, "p", "hint", "Click a feature to see its pictures. Drag to move, scroll to zoom (in a notebook after a click, or with Ctrl); arrow keys walk around the circle.");
     const tops = emotions.map((_, e) => {
       const own = leaves.feature.map((_, i) => i).filter((i) => leaves.emotion[i] === e && leaves.difference[i] !== null);
       return own.sort((a, b) => leaves.difference[b] - leaves.difference[a])[0];

@@ -13,7 +13,7 @@ By hand the environment is
     /tmp/saelens_venv/bin/pip install "sae-lens==6.54.*" "eai-sparsify==1.3.*"
 
 A row a folder: who wrote it, who read it, and the largest absolute difference of activations and of rebuilt vectors, of size 1.
-`--keep tests/data` writes the small folders that `tests/test_sae_peers.py` reads. pytest does not collect this: it needs the network.
+`--keep tests/data` writes the small folders that `tests/test_sae_peers.py` reads. Not run by pytest: it needs the network.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def outside(python: Path, folder: Path, sizes: tuple[int, int, int], n: int, sec
         encoder, decoder = (noise(d_hidden, d_in, seed=2 + i) * d_in**-0.5 for i in range(2))
         b_enc, b_dec = (0.2 * noise(size, seed=4 + size) for size in (d_hidden, d_in)) if biases else (None, None)
         save_sae(
-            SAE(encoder, k, None if tied else decoder, b_enc, b_dec), folder / "ours" / form / f"{int(tied)}{int(biases)}", form
+            SAE(encoder, k, None if tied else decoder, b_enc, b_dec), folder / "ours" / form / named(tied=tied, biases=biases), form
         )
     timing = [] if seconds is None else ["--seconds", str(seconds)]
     subprocess.run([python, __file__, "--inside", folder, "--sizes", *map(str, sizes), *timing], check=True)

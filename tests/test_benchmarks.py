@@ -18,6 +18,7 @@ import cases  # noqa: E402
 import run  # noqa: E402
 import sae_cases  # noqa: E402
 import timing  # noqa: E402
+from case import difference  # noqa: E402
 from cases import CASES  # noqa: E402
 from subjects import Subject  # noqa: E402
 
@@ -30,8 +31,8 @@ SMALL = sae_cases.SaeSubject(d_hidden=512, d_in=32, k=8, batch=6)
 @pytest.fixture
 def tiny(random_vlm, monkeypatch):  # noqa: F811
     subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2, alphas=4, story=6)
-    monkeypatch.setitem(run.SECTIONS[0].__dict__, "subjects", {"tiny": lambda: subject})
-    monkeypatch.setitem(run.SECTIONS[1].__dict__, "subjects", {"sae-512": lambda: SMALL})
+    models = replace(cases.SECTION, subjects={"tiny": lambda: subject})
+    monkeypatch.setattr(run, "SECTIONS", (models, replace(sae_cases.SECTION, subjects={"sae-512": lambda: SMALL})))
     monkeypatch.setattr(case, "alternating", partial(case.alternating, least=1))
     return subject
 
@@ -66,8 +67,8 @@ def test_the_panel_meets_no_strength_twice(tiny):
     case = cases.panel(tiny)
     roads = {name: peer.run for name, peer in case.peers.items()}
     for _ in range(3):  # the hooks keep step with the panel
-        assert case.difference(case.ours(), roads["hooks"]()) == 0
-    assert case.difference(case.ours(), roads["plain generate"]()) == 0
+        assert difference(case.ours(), roads["hooks"]()) == 0
+    assert difference(case.ours(), roads["plain generate"]()) == 0
 
 
 def test_pairs_are_asked_for_on_the_command_line(tiny, tmp_path):
@@ -94,8 +95,8 @@ def test_the_sae_and_the_dense_form_agree_on_features_and_gradients(name):
     ours, theirs = made.ours(), peer.run()
     expected = {"vectors", "features"} if "code" in name else {"loss", "encoder", "decoder"}
     assert ours.keys() == theirs.keys() == expected
-    assert case.difference(ours, theirs) < 1e-5 and min(float(t.abs().max()) for t in theirs.values()) > 0.1
-    assert case.difference(made.ours(), theirs) < 1e-5  # a second step begins from zero again
+    assert difference(ours, theirs) < 1e-5 and min(float(t.abs().max()) for t in theirs.values()) > 0.1
+    assert difference(made.ours(), theirs) < 1e-5  # a second step begins from zero again
 
 
 def test_a_peak_counts_what_a_road_keeps_from_run_to_run(monkeypatch):
@@ -109,11 +110,11 @@ def test_a_peak_counts_what_a_road_keeps_from_run_to_run(monkeypatch):
 
 def test_a_wrong_answer_shows():
     ours = {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([3.0, 4.0]), "baseline": torch.zeros(2)}
-    assert case.difference(ours, {1: torch.tensor([3.0, 4.5])}) == 0.5
-    assert case.difference({0: "I was glad.", 1: "no"}, {0: "I was glad."}) == 0
-    assert case.difference({0: "I was glad."}, {0: "I was sad."}) == 1
+    assert difference(ours, {1: torch.tensor([3.0, 4.5])}) == 0.5
+    assert difference({0: "I was glad.", 1: "no"}, {0: "I was glad."}) == 0
+    assert difference({0: "I was glad."}, {0: "I was sad."}) == 1
     with pytest.raises(ValueError, match=r"Nothing to compare: ours holds \[0\], the peer \[1\]"):
-        case.difference({0: "a"}, {1: "a"})
+        difference({0: "a"}, {1: "a"})
 
 
 def test_runs_take_turns_and_the_median_counts(monkeypatch):

@@ -19,7 +19,7 @@ def dense(x, encoder, decoder, b_enc, k):
     return torch.zeros_like(z).scatter(-1, indices, values) @ decoder
 
 
-@pytest.mark.parametrize("tied, block", itertools.product([True, False], [1, 3, 8192]))
+@pytest.mark.parametrize("tied, block", list(itertools.product([True, False], [1, 3, 8192])))
 def test_gradients_are_added_to_the_matrices_at_hand(monkeypatch, tied, block):
     """Twice, onto what was there: two batches before a step."""
     monkeypatch.setattr(coding, "BLOCK", block)
@@ -54,7 +54,7 @@ def test_no_gradient_is_written_where_none_is_asked_for():
     assert not into.any()
 
 
-@pytest.mark.parametrize("n, biased", itertools.product([0, 1, 7, 8, 9], [True, False]))
+@pytest.mark.parametrize("n, biased", list(itertools.product([0, 1, 7, 8, 9], [True, False])))
 def test_scores_are_the_same_either_way_round(monkeypatch, n, biased):
     monkeypatch.setattr(coding, "TURNED", 8)  # 8 and 9 vectors go the usual way
     monkeypatch.setattr(coding, "BLOCK", 16)

@@ -1,17 +1,33 @@
-"""Chapter 02's exercises, panel and page of the tour: right answers pass, usual slips hear their own words, views show the numbers."""
+"""Chapter 02's exercises, panel and page of the tour: right answers pass, usual slips hear their own words, views show numbers."""
+
+import json
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_families
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny_models import picture
 
+import emointerp.widgets.sae  # noqa: F401 - below by its name, which the package may give to a function
 from emointerp.errors import InputError
 from emointerp.exercises import sae as exercise
-from emointerp.sae import SAE, Codes
+from emointerp.models import load, load_tower
+from emointerp.sae import SAE, Codes, load_sae
 from emointerp.sae.emotion import EmotionDirections
 from emointerp.sae.signifiers import MEAN, MIX, TEST, SignifierAudit
+from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
+from emointerp.superposition import drawn_scenes
+from emointerp.tour import Job
+from emointerp.tour import sae as tour
+from emointerp.tour.report import _json, _plain
+from emointerp.world import sample
+
+MODULE = sys.modules["emointerp.widgets.sae"]
+NAMED, SAD = "sad", sample("test", 1, seed=6, emotions=("sadness",))[0].scene
 
 
 def says(verdict, words: str) -> bool:
@@ -154,3 +170,158 @@ def test_a_loss_that_random_features_cost_too_is_no_finding():
     assert says(exercise.what_it_costs({MIX: "the same", TEST: "less"}, audit), "neither is below 0.025")
     with pytest.raises(InputError, match="There is no audit of 'fear'; there are joy, mean"):
         exercise.what_it_costs({MIX: "more", TEST: "more"}, audit, "fear")
+
+
+# the panel
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return drawn_scenes("test", 84)
+
+
+@pytest.fixture(scope="module")
+def panel(scenes):
+    return MODULE.sae(scenes=scenes, progress=False)
+
+
+def choose(panel, **values) -> str:
+    """What the panel says for these values."""
+    for name, value in values.items():
+        panel.controls[name].value = value
+    return panel.view.value
+
+
+def vectors_of(scenes, patches: bool = False) -> torch.Tensor:
+    """The bundled tower's vectors at length 1."""
+    return torch.nn.functional.normalize(load_tower("tiny").embed(scenes, patches=patches, progress=False), dim=-1)
+
+
+def dense_codes(sae: SAE, x: torch.Tensor) -> np.ndarray:
+    """[picture, feature] from the formula; of patches the strongest."""
+    scores = (x @ sae.encoder.T + sae.b_enc).relu()
+    codes = scores * (scores >= scores.topk(sae.k).values[..., -1:])
+    return (codes.amax(1) if codes.ndim == 3 else codes).numpy()
+
+
+def centred_means(dense: np.ndarray, scenes) -> tuple[np.ndarray, list[str]]:
+    """Each emotion's mean code less the mean of the means, and the emotions."""
+    labels = np.array([scene.emotion for scene in scenes])
+    means = np.stack([dense[labels == emotion].mean(0) for emotion in np.unique(labels)])
+    return means - means.mean(0), np.unique(labels).tolist()
+
+
+@pytest.mark.parametrize("reads", ["whole pictures", "patches"])
+def test_the_circle_holds_the_features_that_stand_out_for_an_emotion(panel, scenes, reads):
+    said = choose(panel, reads=reads, emotion="sadness", n=10)
+    dense = dense_codes(load_sae(MODULE.BUNDLED[reads]), vectors_of(scenes, reads == "patches"))
+    centred, emotions = centred_means(dense, scenes)
+    above = centred[emotions.index("sadness")]
+    top = np.argsort(-above)[:10]
+    assert set(panel.explorer.tree["leaves"]["feature"]) == set(top.tolist())
+    assert panel.explorer.selected == top[0] and f"The one that stands out most: <b>{top[0]}</b>" in said
+    kinds = panel.explorer.tree["leaves"]["emotion"]
+    told = [(panel.explorer.tree["emotions"][kind]["said"], kinds.count(kind)) for kind in set(kinds)]
+    assert said.startswith("<p>10 features; ") and all(f"{count} go with {name}" in said for name, count in told)
+    strongest = np.sort(dense[:, top[0]])[::-1][:6]
+    assert [shot["caption"] for shot in panel.explorer.pictures] == [f"{value:.2f}" for value in strongest if value > 0]
+    assert all((shot["heat"] is not None) == (reads == "patches") for shot in panel.explorer.pictures)
+
+
+def test_all_emotions_have_a_part_of_the_circle_and_a_choice_that_comes_back_is_not_made_again(panel):
+    said = choose(panel, reads="whole pictures", emotion="all", n=20)
+    shown = panel.explorer
+    assert len(shown.tree["leaves"]["feature"]) == 20 and said.startswith("<p>20 features")
+    choose(panel, n=10)
+    assert panel.explorer is not shown and len(panel.children) == 4 and panel.children[3] is panel.explorer
+    choose(panel, n=20)
+    assert panel.explorer is shown
+    html = panel._repr_mimebundle_()["text/html"]
+    assert html.startswith(said) and "What emotions are made of" in html and html.count("<img") == 1 + len(shown.pictures)
+
+
+def test_a_problem_is_said_in_words_and_there_is_no_circle(panel, monkeypatch):
+    def refuse(read, emotion, n):
+        raise InputError("1 features are left of <n>")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MODULE, "compute", refuse)
+        said = choose(panel, emotion="disgust", n=160)
+        assert 'role="alert"' in said and "left of &lt;n&gt;" in said
+        assert panel.explorer is None and len(panel.children) == 3 and panel._repr_mimebundle_()["text/html"] == said
+    assert 'role="alert"' not in choose(panel, n=10) and panel.explorer is not None
+
+
+def test_what_the_panel_refuses(scenes):
+    with pytest.raises(InputError, match="There is no SAE to show"):
+        MODULE.sae({}, scenes=scenes)
+    with pytest.raises(InputError, match="reads vectors of width 64, and those given of tiny are 192 wide"):
+        MODULE.sae(SAE.random(64, 128, 4), scenes=scenes)
+
+
+# the tour
+
+
+@pytest.fixture(scope="module")
+def told():
+    """The chapter on the bundled model: a scene, and noise under a name that needs escaping."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tour, "SCENES", {"direction": 210, "selection": 70, "test": 140})
+        patch.setattr(tour, "RESAMPLES", 50)
+        return tour.chapter(load(), Job(((NAMED, SAD), ("<noise>", picture())), EVENT))
+
+
+def test_the_tour_tells_pictures_in_features_as_the_formulas_say(told):
+    sae = load_sae("tiny")
+    fit, test = drawn_scenes("direction", 210), drawn_scenes("test", 140)
+    x = vectors_of([SAD, *test])
+    dense = dense_codes(sae, x)
+    centred, emotions = centred_means(dense_codes(sae, vectors_of(fit)), fit)
+    cosine = dense @ centred.T / np.linalg.norm(dense, axis=1, keepdims=True) / np.linalg.norm(centred, axis=1)
+    found = told.results["pictures"][NAMED]
+    assert found["emotions"][0]["emotion"] == "sadness"
+    for row in found["emotions"]:
+        column = cosine[:, emotions.index(row["emotion"])]
+        assert row["cosine"] == pytest.approx(column[0], abs=1e-4) and row["nearer than"] == (column[1:] < column[0]).mean()
+    assert [row["feature"] for row in found["features"]] == np.argsort(-dense[0])[:8].tolist()
+    rebuilt = torch.from_numpy(dense) @ sae.features + sae.b_dec
+    kept = 1 - (x - rebuilt).square().sum(1) / (x - x[1:].mean(0)).square().sum(1)
+    assert found["kept"] == pytest.approx(float(kept[0]), abs=1e-4)
+    assert found["keeps less of"] == pytest.approx(float((kept[1:] < kept[0]).float().mean()))
+    truth = np.array([scene.emotion for scene in test])
+    aps = [average_precision_score(truth == e, cosine[1:, i]) for i, e in enumerate(emotions)]
+    assert told.results["mean AP"]["SAE, centred"].mean == pytest.approx(np.mean(aps), abs=1e-4)
+
+
+def test_the_tours_sentences_are_made_of_its_numbers(told):
+    results, summary = told.results, told.summary
+    assert f"keeps {results['quality']['explained variance']:.0%} of the variance of 140 test pictures" in summary[0]
+    assert f"a mean AP of {results['mean AP']['SAE, centred'].mean:.2f}" in summary[1]
+    assert f"cosine {results['mean cosine of directions']['raw']:.2f} on average" in summary[2]
+    assert summary[3] == "sad lies nearest to the direction of sadness."
+    assert summary[4].startswith("<noise> lies nearest to") and "do not rely on it" in summary[4]  # escaped by the page
+    titles, blocks = zip(*told.blocks, strict=True)
+    assert titles == ("How well features rank emotions", "What emotions are made of", NAMED, "<noise>")
+    assert "linear probe" in blocks[0] and "data:image/png" in blocks[1] and blocks[2].count("<table") == 2
+    json.loads(_json(_plain(results)))
+
+
+@pytest.mark.parametrize("family", ["llava_clip", "qwen2_vl"])
+def test_for_a_model_without_an_autoencoder_the_tour_says_so_and_measures_nothing(family, monkeypatch):
+    def costly(*_):
+        raise AssertionError("nothing should be read")
+
+    for name in ("load_tower", "load_sae", "drawn_scenes"):
+        monkeypatch.setattr(tour, name, costly)
+    vlm = tiny_families.vlm(family)
+    chapter = tour.chapter(vlm, Job((("noise", picture()),), EVENT))
+    assert len(chapter.summary) == 1 and f"comes with the vision tower of {vlm.name}" in chapter.summary[0]
+    assert chapter.blocks == () and chapter.results == {"sae": None}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(0.01, 0.1, "worse than"), (-0.1, -0.01, "better than"), (-0.1, 0.1, "no worse")]
+)
+def test_better_or_worse_is_said_only_where_the_paired_interval_tells(low, high, words):
+    rows = {name: {"mAP": Interval(0.5, 0.4, 0.6, 9), "difference": Interval(0.0, low, high, 9)} for name in tour.METHODS}
+    assert words in tour._ranked_line(pd.DataFrame.from_dict(rows, orient="index"))

@@ -136,7 +136,7 @@ def test_questions_that_have_no_answer_are_refused():
         one.mean_cosine(False)
     assert one.scores(torch.ones(1, 3), centred=False) == pytest.approx(1)
     with pytest.raises(InputError, match="no direction of 'anger'; there are joy"):
-        one.vector("anger")
+        one.vector("anger", centred=False)
     with pytest.raises(InputError, match="The pictures have 4 features and the directions 3"):
         one.scores(torch.ones(1, 4), centred=False)
     with pytest.raises(InputError, match="codes are 2 x 5 x 1; expected one a picture"):

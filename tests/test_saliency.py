@@ -16,6 +16,7 @@ from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.models import load_tower
 from emointerp.sae import SAE
+from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.saliency import (
     METHODS,
     TowerTarget,
@@ -24,7 +25,7 @@ from emointerp.saliency import (
     count_registers,
     feature,
     find_registers,
-    mean_directions,
+    plot_methods,
     saliency_map,
     smoothed_gradient,
     toward,
@@ -40,6 +41,10 @@ from emointerp.world import Scene, sample
 EVENT = "The phone rang."
 FACES = [e.scene for e in sample("test", 24, seed=3, emotions=BASIC) if e.scene.has_face]
 JOY = next(scene for scene in FACES if scene.emotion == "joy")
+
+
+def directions(tower) -> EmotionDirections:
+    return emotion_directions(tower.embed(FACES, progress=False), [scene.emotion for scene in FACES])
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +235,6 @@ def test_features_over_patches_take_the_largest_or_all(tower):
         assert torch.allclose(toward(tower, way, "w", sae)(pixels), cosine_similarity(dense.mean(1), way[None]), atol=1e-5)
 
 
-def test_directions_are_means_less_the_mean(tower):
-    found, vectors = mean_directions(tower, FACES), tower.embed(FACES, progress=False)
-    joy = torch.tensor([scene.emotion == "joy" for scene in FACES])
-    assert torch.allclose(found["joy"], vectors[joy].mean(0) - vectors.mean(0), atol=1e-5) and set(found) == set(BASIC)
-    sae = SAE.random(tower.d, 64, 6)
-    codes = sae.encode(vectors).dense()
-    assert torch.allclose(mean_directions(tower, FACES, sae)["joy"], codes[joy].mean(0) - codes.mean(0), atol=1e-4)
-
-
 def logit_of(token: int) -> Metric:
     return Metric(lambda logits: logits[:, token], name="a logit")
 
@@ -345,6 +341,7 @@ def test_a_map_weighs_itself_and_draws_itself(target):
         assert found.value == pytest.approx(float(target(target.pixels([JOY]))))
     assert found.heat.max() == 1 and found.heat.min() >= 0 and len(found.plot().axes) == 3
     assert len(saliency_map(target, JOY, "gradient").plot().axes) == 3
+    assert len(plot_methods(target, JOY, ["gradient", "random"]).axes) == 3 and len(plot_methods(target, JOY).axes) == 10
     frame = found.to_frame().set_index(["x", "y"]).value
     assert frame[5, 90] == found.map[90, 5]
     signed = np.array([[1.0, -3.0], [0.0, 0.0]])
@@ -381,7 +378,6 @@ def test_what_cannot_be_shown_is_said(tower, target):
         ("reads the residual stream of layer 1", lambda: answer(vlm, prompt, projection(torch.ones(32), 1))),
         (r"gives \[2\] numbers a picture", lambda: saliency_map(answer(vlm, prompt, Metric(lambda logits: logits[:, :2])))),
         (r"A picture of \(64, 64\) pixels came", lambda: answer(vlm, prompt, logit_of(7)).pixels([Image.new("RGB", (64, 64))])),
-        ("None of 1 scenes shows an emotion", lambda: mean_directions(tower, [Scene()])),
         (r"The mask has shape \[2, 2\]", lambda: mass(np.ones((3, 3)), np.ones((2, 2), bool))),
     ):
         with pytest.raises(InputError, match=words):
@@ -448,11 +444,17 @@ def test_a_map_of_the_expression_has_all_its_mass_there(tower):
     frame = found.to_frame()
     areas = [scene.masks()["expression"].mean() for scene in FACES[:6]]
     assert frame.ratio["gradient"].mean == pytest.approx(1 / np.mean(areas), rel=1e-5)
-    assert found.methods == ["gradient", "map of another picture", "random"] and len(found.table) == 6 * (1 + 1 + 4)
+    assert found.methods == ["gradient", "picture alone", "map of another picture", "random"] and len(found.table) == 6 * (
+        1 + 1 + 1 + 4
+    )
     others = [FACES[:6][i - 1].masks()["expression"] * np.abs(weights(1).abs().mean(0).numpy()) for i in range(6)]
     shares = [other[scene.masks()["expression"]].sum() / other.sum() for other, scene in zip(others, FACES, strict=False)]
     assert frame.own["gradient"].mean == pytest.approx(1 / np.mean(shares), rel=1e-4)
     assert frame.loc["map of another picture"].ratio.mean == pytest.approx(np.mean(shares) / np.mean(areas), rel=1e-4)
+    pictures = tower.pixels(FACES[:6])
+    ink = (pictures - pictures.mean((2, 3), keepdim=True)).abs().mean(1).numpy()
+    on = [some[scene.masks()["expression"]].sum() / some.sum() for some, scene in zip(ink, FACES, strict=False)]
+    assert frame.ratio["picture alone"].mean == pytest.approx(np.mean(on) / np.mean(areas), rel=1e-4)
     assert 0.4 < frame.ratio["random"].mean < 2 and frame["p ratio"]["gradient"] < 0.05
     assert len(found.plot().axes) == 4 and len(found.plot_curves(["gradient", "random"]).axes) == 2
 
@@ -478,7 +480,7 @@ def test_deletion_takes_the_largest_cells_first(tower):
 
 
 def test_gains_are_beside_random_maps_picture_by_picture(tower):
-    target = toward(tower, mean_directions(tower, FACES)["joy"], "joy")
+    target = toward(tower, directions(tower).vector("joy"), "joy")
     methods = {"gradient": {}, "smoothgrad": {"n": 2}}
     found = check_maps(lambda _: target, FACES[:4], methods, draws=3, steps=3, fill="mean", progress=False)
     by = found.table.groupby(["picture", "method"])[["deletion", "insertion"]].mean().unstack()
@@ -516,7 +518,7 @@ def test_bad_checks_are_refused(target):
     for words, asked in (
         ("1 pictures came", {"pictures": FACES[:1]}),
         ("fill is 'noise'; expected 'blur' or 'mean'", {"fill": "noise"}),
-        ("random maps always come", {"methods": ["random"]}),
+        ("controls always come", {"methods": ["random"]}),
         ("each must be 1 or more", {"draws": 0}),
         ("no method 'lime'", {"methods": ["lime"]}),
     ):

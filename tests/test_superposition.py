@@ -10,6 +10,7 @@ import tiny_families
 import torch
 
 from emointerp.errors import InputError
+from emointerp.models import load
 from emointerp.models.anatomy import part
 from emointerp.superposition import (
     Embedded,
@@ -25,8 +26,10 @@ from emointerp.superposition import (
     read_factors,
     shapes,
     thumbnails,
+    tower,
     toy_loss,
     train_toys,
+    untrained,
 )
 from emointerp.world import Scene
 
@@ -342,20 +345,55 @@ def test_thumbnails_are_means_of_the_pixels():
     np.testing.assert_allclose(vector[0, 1], scene.pixels()[:64, 64:].mean((0, 1)) / 255, atol=0.005)
 
 
-@pytest.mark.parametrize("family", tiny_families.NAMES)
-def test_embeddings_are_means_over_the_towers_patches(family):
-    vlm = tiny_families.vlm(family)
-    scenes = [Scene(), replace(Scene(), subject="woman", place="night")]
-    vectors = embed(vlm, scenes, progress=False).vectors
+def shown(vlm, scene: Scene) -> np.ndarray:
+    """The mean over the tower's patches while the whole model answers."""
     kept = []
     layer = part(vlm.model, vlm.anatomy.family.vision_layers)[-1]
     hook = layer.register_forward_hook(lambda module, given, out: kept.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
-        vlm.model(**vlm.placed(vlm.prompt(scenes[1], "Look.").inputs))  # the whole model, as it answers
+        vlm.model(**vlm.placed(vlm.prompt(scene, "Look.").inputs))
     hook.remove()
-    truth = kept[0].reshape(-1, kept[0].shape[-1]).mean(0)
-    np.testing.assert_allclose(vectors[1], truth.float().numpy(), atol=1e-5)
-    assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    return kept[0].reshape(-1, kept[0].shape[-1]).mean(0).float().numpy()
+
+
+SCENES = [Scene(), replace(Scene(), subject="woman", place="night"), replace(Scene(), place="forest")]
+
+
+@pytest.mark.parametrize("family", tiny_families.NAMES)
+def test_embeddings_are_means_over_the_towers_patches(family, monkeypatch):
+    monkeypatch.setattr(tower, "BATCH", 2)
+    vlm = tiny_families.vlm(family)
+    vectors = embed(vlm, SCENES, progress=False).vectors
+    np.testing.assert_allclose(vectors, [shown(vlm, scene) for scene in SCENES], atol=1e-5)
+    assert min(np.abs(a - b).max() for a, b in zip(vectors, np.roll(vectors, 1, 0), strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize("family", tiny_families.NAMES)
+def test_the_untrained_tower_is_another_one_and_the_rest_is_shared(family):
+    vlm = tiny_families.vlm(family)
+    before, state = embed(vlm, SCENES, progress=False).vectors, torch.random.get_rng_state()
+    twins = [untrained(vlm, seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    first, again, other = (embed(twin, SCENES, progress=False).vectors for twin in twins)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4 and np.abs(first - before).max() > 1e-4
+    np.testing.assert_array_equal(embed(vlm, SCENES, progress=False).vectors, before)
+    trained, fresh = (dict(model.named_parameters()) for model in (vlm.model, twins[0].model))
+    place = ".".join(vlm.anatomy.family.vision_layers.split(".")[:2])
+    assert {name: p.shape for name, p in trained.items()} == {name: p.shape for name, p in fresh.items()}
+    shared = {name for name in trained if trained[name] is fresh[name]}
+    assert shared == {name for name in trained if not name.startswith(place + ".")} and len(shared) < len(trained)
+    assert all(torch.isfinite(p).all() for p in fresh.values()) and twins[0].name == f"{vlm.name}, tower untrained"
+
+
+def test_training_makes_factors_readable_and_spreads_them():
+    """The control at small size: a tower of random weights tells few factors, and crowds its vectors into few dimensions."""
+    vlm = load()
+    scenes = drawn_scenes("direction", 240), drawn_scenes("test", 120)
+    trained, fresh = ([embed(model, some, progress=False) for some in scenes] for model in (vlm, untrained(vlm)))
+    good = read_factors(*trained).readable
+    assert len(good) > 4 * len(read_factors(*fresh).readable)
+    assert interference(trained[0], good, draws=5).effective > 5 * interference(fresh[0], good, draws=5).effective
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 >>> result = ev.evaluate(vlm, [ev.none(), mine], {"conflict": ev.world_items(vlm, "conflict")})          # doctest: +SKIP
 >>> result.to_frame(), result.goal("mine"), result.plot()                                                # doctest: +SKIP
 
-- **what is asked**: `Item`, `world_items` and the names in `SETS`; `mer_unibench` reads that benchmark.
+- **what is asked**: `Item`, `world_items` and the names in `SETS`; `mer_unibench` reads that benchmark, `read_emotic` EMOTIC, whose
+  pictures are ranked by emotion (`benchmarks.run_emotic`).
 - **how**: a `Method` is a name and a function from items to answers (`none`, `edited`, `emotion_prompt`, `steering`; and, as others
   have them, `pai`, `vaf`, `vcd`); `Decoding` says how they draw.
 - **among rivals**: `amplified` makes VEENA a method, `rivals` the others at strengths `tuned` by the same rule on `conflict_pairs`,
@@ -13,6 +14,7 @@
 """
 
 from emointerp.evaluation.baselines import pai, vaf, vcd
+from emointerp.evaluation.emotic import Emotic, read_emotic
 from emointerp.evaluation.harness import evaluate
 from emointerp.evaluation.items import SETS, Item, conflict_pairs, world_items
 from emointerp.evaluation.methods import Decoding, Method, edited, emotion_prompt, none, oracle_steering, per_prompt, steering
@@ -20,7 +22,7 @@ from emointerp.evaluation.strengths import amplified, by_label, by_prediction, c
 from emointerp.evaluation.tables import Evaluation
 
 __all__ = [
-    "SETS", "Decoding", "Evaluation", "Item", "Method", "amplified", "by_label", "by_prediction", "conflict_pairs", "contest",
-    "edited", "emotion_prompt", "evaluate", "none", "oracle_steering", "pai", "per_prompt", "random_like", "rivals", "steering",
-    "tuned", "vaf", "vcd", "world_items",
+    "SETS", "Decoding", "Emotic", "Evaluation", "Item", "Method", "amplified", "by_label", "by_prediction", "conflict_pairs",
+    "contest", "edited", "emotion_prompt", "evaluate", "none", "oracle_steering", "pai", "per_prompt", "random_like", "read_emotic",
+    "rivals", "steering", "tuned", "vaf", "vcd", "world_items",
 ]  # fmt: skip

@@ -148,12 +148,12 @@ def run_emotic(
     bit of its vector, counts in one split only: it is left out of val and train if it is in test, and of train if it is in val.
     Gives the scores, the people that were scored, and how many rows were left out so.
     """
-    people = read_emotic(data, form, skip_missing=skip_missing)
-    people = people if n is None else people.drawn(n, seed)
     if view not in VIEWS:
         raise InputError(f"view is {view!r}; expected {' or '.join(map(repr, VIEWS))}.")
     if sae is not None:
         sae.check(tower.d, tower.name)  # refused before hours of work
+    people = read_emotic(data, form, skip_missing=skip_missing)
+    people = people if n is None else people.drawn(n, seed)
     vectors = embedded(tower, people.places[view], Path(folder) / "vectors", progress)
     splits = {name: np.flatnonzero(people.table.split == name) for name in SPLITS}
     parts = {name: _labelled(people.some(rows), vectors[torch.from_numpy(rows)]) for name, rows in splits.items()}

@@ -195,7 +195,7 @@ def read_emotic(folder: str | Path, form: str | None = None, splits: Sequence[st
     pictures that are not there are counted and named, or with `skip_missing` their people are left out.
     """
     root = Path(folder)
-    form = form or _form(root)
+    form = form or form_of(root)
     if form not in FORMS:
         raise InputError(f"form is {form!r}; expected {', '.join(map(repr, FORMS))}.")
     if strange := [name for name in splits if name not in SPLITS]:
@@ -213,7 +213,9 @@ def read_emotic(folder: str | Path, form: str | None = None, splits: Sequence[st
     return Emotic(_table(kept), places, form, unusable, tuple(sorted(missing)))
 
 
-def _form(root: Path) -> str:
+def form_of(folder: str | Path) -> str:
+    """How the copy in a folder lies on disk, by its files; InputError where there is none."""
+    root = Path(folder)
     if not root.is_dir():
         raise InputError(f"There is no folder {root}; give the folder of your copy of EMOTIC.")
     if (root / "annots_arrs").is_dir():
@@ -279,12 +281,12 @@ def _boxed(values: Any, width: float, height: float) -> Box:
 
 
 def _mat_file(root: Path) -> Path | None:
-    below = (root / "Annotations" * i / "Annotations.mat" for i in (0, 1))
-    return next((file for file in (*below, root / "Annotations" / "Annotations" / "Annotations.mat") if file.is_file()), None)
+    below = (root.joinpath(*["Annotations"] * depth, "Annotations.mat") for depth in range(3))
+    return next((file for file in below if file.is_file()), None)
 
 
 def _from_mat(root: Path, splits: Sequence[str]) -> Iterator[_Person]:
-    """People of a MATLAB file, in which whatever there is one of is no list."""
+    """People of a MATLAB file, in which whatever there is one of comes without a list around it."""
     from scipy.io import loadmat
 
     file = _mat_file(root)

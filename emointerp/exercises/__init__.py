@@ -5,7 +5,9 @@
 Not yet: the answer is still None.
 """
 
-from emointerp.exercises import flow, heads, lens, own_model, start_here, steering, superposition, veena
+from emointerp.exercises import flow, heads, lens, own_model, sae, saliency, start_here, steering, superposition, veena
 from emointerp.exercises.verdict import Verdict
 
-__all__ = ["Verdict", "flow", "heads", "lens", "own_model", "start_here", "steering", "superposition", "veena"]
+__all__ = [
+    "Verdict", "flow", "heads", "lens", "own_model", "sae", "saliency", "start_here", "steering", "superposition", "veena",
+]  # fmt: skip

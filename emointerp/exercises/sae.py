@@ -137,7 +137,7 @@ DRAWS = 40  # labels drawn at random
 SLACK = 0.01
 
 
-def best_by_chance(chosen: Any, elsewhere: Any, codes: Codes, others: Codes, labels: Iterable[float], seed: int = 0) -> Verdict:
+def best_by_chance(chosen: Any, elsewhere: Any, codes: Codes, others: Codes, labels: Iterable[Any], seed: int = 0) -> Verdict:
     """Exercise 3: the AUROC of the best of all features for labels that mean nothing, where it was `chosen` and `elsewhere`.
 
     `labels` are 0 and 1; at random they are given to other pictures. The best feature is found on `codes`; on the pictures of
@@ -228,12 +228,13 @@ def _numbers(row: pd.Series) -> str:
 
 def _vector(answer: Any) -> Tensor | None:
     """The answer as one vector of float32; None where it is no array of numbers."""
-    if isinstance(answer, Tensor | np.ndarray | list | tuple):
-        try:
-            return torch.as_tensor(np.asarray(answer.detach() if isinstance(answer, Tensor) else answer, np.float32)).squeeze()
-        except (TypeError, ValueError):
-            return None
-    return None
+    if not isinstance(answer, list | tuple) and not hasattr(answer, "__array__"):
+        return None
+    try:
+        numbers = np.asarray(answer.detach() if isinstance(answer, Tensor) else answer, np.float32)
+    except (TypeError, ValueError):
+        return None
+    return torch.tensor(numbers).squeeze()
 
 
 def _wrong_length(found: Tensor, truth: Tensor, of: str, known: Mapping[int, str]) -> str | None:

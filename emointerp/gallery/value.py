@@ -131,9 +131,7 @@ class Gallery:
         try:
             return self._database.cursor().execute(sql, list(given)).df()
         except duckdb.IOException as error:
-            raise InputError(
-                f"The gallery in {self.folder} was changed or moved since it was opened ({error}); open it again."
-            ) from None
+            raise InputError(f"The gallery in {self.folder} was changed or moved since it was opened; open it again.") from error
 
     def _file(self, name: str) -> Path:
         return tables(self.folder, self.settings) / name

@@ -143,7 +143,8 @@ def _of_vlm(vlm: VLM) -> Tower:
     tower = _square(vlm.name, vision, images, region, tiles)
     bundled = WEIGHTS / f"{vlm.name}-text"
     if vlm.name in BUNDLED and bundled.exists():
-        return replace(tower, _texts=_text_side(SiglipTextModel.from_pretrained(bundled).to(vlm.device), vlm.tokenizer))
+        texts = SiglipTextModel.from_pretrained(bundled, dtype=torch.float32).to(vlm.device)
+        return replace(tower, _texts=_text_side(texts, vlm.tokenizer))
     return tower
 
 

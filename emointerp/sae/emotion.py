@@ -7,7 +7,7 @@ features help at all is asked beside it: the same two means of the embeddings, a
 >>> labels = label_table(["joy", "fear", "joy", "fear"])
 >>> S = emotion_directions(torch.tensor([[1.0, 0.2], [0.8, 1.0], [1.0, 0.1], [0.9, 1.0]]), labels)
 >>> S.emotions, round(S.mean_cosine(centred=False), 2), round(S.mean_cosine(), 2)
-(('fear', 'joy'), 0.77, -1.0)
+(('fear', 'joy'), 0.75, -1.0)
 >>> S.rank(torch.tensor([[1.0, 0.9], [1.0, 0.0]]), "joy").tolist()
 [1, 0]
 
@@ -179,7 +179,7 @@ def emotion_directions(pictures: Pictures, labels: pd.DataFrame | Sequence[str] 
     return EmotionDirections(tuple(labels.columns), sums / there.sum(0)[:, None], tuple(int(n) for n in there.sum(0)))
 
 
-def cosines(pictures: Pictures, directions: Float[Tensor, "direction d"]) -> Float[np.ndarray, "n direction"]:
+def cosines(pictures: Pictures, directions: Float[Tensor, "direction width"]) -> Float[np.ndarray, "n direction"]:
     """Cosine of each picture to each direction, from the k features that fire; InputError, both named, for other widths."""
     _check_rows(pictures, None)
     width = pictures.d_hidden if isinstance(pictures, Codes) else pictures.shape[1]
@@ -361,11 +361,16 @@ def _read(part: Labelled, emotions: list[str], sae: SAE | None) -> Labelled:
     """A part as the SAE reads it, with the labels that are scored."""
     vectors = part.vectors.float()
     if sae is not None:
-        if sae.about.get("reads") == PATCHES:
-            raise InputError("This SAE reads patches; emotion directions are of whole pictures. Take one over pooled vectors.")
+        check_pooled(sae)
         sae.check(vectors.shape[1])
         vectors = normalize(vectors, dim=-1) if sae.about.get("unit") else vectors
     return replace(part, vectors=vectors, labels=part.labels[emotions])
+
+
+def check_pooled(sae: SAE) -> None:
+    """InputError for an SAE over patches."""
+    if sae.about.get("reads") == PATCHES:
+        raise InputError("This SAE reads patches; emotion directions are of whole pictures. Take one over pooled vectors.")
 
 
 @torch.no_grad()

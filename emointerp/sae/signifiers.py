@@ -17,7 +17,7 @@ With a tower and an SAE: `audit = signifier_audit(sae, tower)`, `audit.to_frame(
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from emointerp.models import Tower
 from emointerp.plots import new_figure
 from emointerp.sae.emotion import (
     EmotionDirections,
+    check_pooled,
     cosines,
     emotion_directions,
     face_scenes,
@@ -55,7 +56,8 @@ COLORS |= {NONE: "#8A8F98", UNTESTED: "#dfe1e5"}
 MIX, TEST, MEAN = "train mix", "test", "mean"
 COVERED, MOST = 0.95, 200  # features are tested until they hold so much of a direction's squared length, at most so many
 NEAR = 0.1  # random features hold as much of a direction's squared length as the signifier features, but for this share
-HELD_OUT = 4  # of the training mix's identities, every fourth is kept for measuring
+FIT, AUDIT, RANKED = "fit", "audit", "ranked"
+PARTS = (FIT, FIT, AUDIT, RANKED)  # what the identities of the training mix are for, a quarter each
 
 
 def changed(scene: Scene, factor: str, seed: int = 0) -> Scene:
@@ -78,24 +80,26 @@ def changed(scene: Scene, factor: str, seed: int = 0) -> Scene:
     if factor == PLACE:
         return replace(scene, place=_another(PLACES, scene.place, rng))
     if factor == WORN:
-        hat = _another(HATS, scene.hat, rng) if scene.subject in PEOPLE else scene.hat
-        return replace(scene, clothes=_another(CLOTHES, scene.clothes, rng), hat=hat)
+        dressed = replace(scene, clothes=_another(CLOTHES, scene.clothes, rng), hat=_another(HATS, scene.hat, rng))
+        return dressed if scene.subject in PEOPLE else scene
     subject = _another(SUBJECTS, scene.subject, rng)
     skins = SKIN if subject in PEOPLE else FUR if subject in ANIMALS else PAINT
     return replace(scene, subject=subject, skin=scene.skin if scene.skin in skins else str(rng.choice(list(skins))))
 
 
-def _another(kinds: Sequence[str], present: str, rng: np.random.Generator) -> str:
+def _another(kinds: Iterable[str], present: str, rng: np.random.Generator) -> str:
     return str(rng.choice([kind for kind in kinds if kind != present]))
 
 
-def mixed_scenes(n: int, seed: int = 0, held_out: bool = False, emotion: str | None = None) -> list[Scene]:
-    """`n` scenes with a face of the training mix, of all emotions or one; `held_out`: of the identities that are kept apart."""
-    rng, scenes = np.random.default_rng([seed, held_out]), []
+def mixed_scenes(n: int, seed: int = 0, part: str = FIT, emotion: str | None = None) -> list[Scene]:
+    """`n` scenes of the training mix with a face, of all emotions or one; "fit", "audit" and "ranked" share no identity."""
+    if part not in PARTS:
+        raise InputError(f"There is no part {part!r} of the training mix; there are {', '.join(dict.fromkeys(PARTS))}.")
+    rng, scenes = np.random.default_rng([seed, zlib.crc32(part.encode())]), []
     while len(scenes) < n:
         scene = training_example(rng).scene
-        kept = (zlib.crc32(identity(scene).encode()) // 100 % HELD_OUT == 0) == held_out
-        if kept and scene.has_face and emotion in (None, scene.emotion):
+        own = PARTS[zlib.crc32(identity(scene).encode()) // 100 % len(PARTS)] == part
+        if own and scene.has_face and emotion in (None, scene.emotion):
             scenes.append(scene)
     return scenes
 
@@ -211,9 +215,10 @@ def signifier_audit(
     """Audit the emotion directions of an SAE over pooled vectors, on the drawn world.
 
     Directions are learned on `fit` scenes of the training mix; on `scenes` of each emotion, of the same mix but other identities,
-    every factor is changed; and APs are measured on `ranked` scenes of that kind, where signifiers go with emotions, and on as many
-    of the test split, where they do not. `draws`: random sets of features.
+    every factor is changed; and APs are measured on `ranked` scenes of the mix, of yet others, where signifiers go with emotions,
+    and on as many of the test split, where they do not. `draws`: random sets of features.
     """
+    check_pooled(sae)
     told = mixed_scenes(fit, seed)
     labels = label_table([scene.emotion for scene in told])
     if strange := [e for e in emotions if e not in labels]:
@@ -223,7 +228,7 @@ def signifier_audit(
     directions = emotion_directions(picture_codes(sae, tower, told, progress=progress), labels)
     audited = [_audited(sae, tower, directions, e, scenes, level, flips, seed, progress) for e in emotions]
     features, totals = (pd.concat(some, ignore_index=True) for some in zip(*audited, strict=True))
-    sets = {MIX: mixed_scenes(ranked, seed + 1, held_out=True), TEST: face_scenes("test", ranked, seed)}
+    sets = {MIX: mixed_scenes(ranked, seed, RANKED), TEST: face_scenes("test", ranked, seed)}
     removed = _removed(features, directions, draws, seed)
     tables = [
         _ranking(picture_codes(sae, tower, some, progress=progress), some, directions, removed, seed).assign(set=name)
@@ -247,7 +252,7 @@ def _audited(
     progress: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """An emotion's features with the share of each factor, and the factors' whole shares."""
-    scenes = mixed_scenes(n, seed, held_out=True, emotion=emotion)
+    scenes = mixed_scenes(n, seed, AUDIT, emotion)
     others = [changed(scene, factor, seed) for factor in FACTORS for scene in scenes]
     codes = picture_codes(sae, tower, [*scenes, *others], progress=progress)
     direction = directions.vector(emotion)
@@ -300,8 +305,8 @@ def _went(values: Float[np.ndarray, "n_all column"]) -> Float[np.ndarray, "n fac
 
 
 def _bootstrapped(
-    values: Float[np.ndarray, "n *columns"], seed: int, resamples: int = 1000
-) -> tuple[Float[np.ndarray, "*columns"], Float[np.ndarray, "*columns"]]:
+    values: Float[np.ndarray, "n ..."], seed: int, resamples: int = 1000
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Ends of the 95% percentile bootstrap interval of each column's mean, all columns in the same resamples."""
     n = len(values)
     drawn = resampled(n, resamples, seed).astype(float) @ values.reshape(n, -1) / n

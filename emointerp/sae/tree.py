@@ -93,14 +93,14 @@ class FeatureTree:
             parts.append({"distance": float(distance), "children": [parts[int(left)], parts[int(right)]]})
         return parts[-1]
 
-    def plot(self, width: float = 9.0, label_size: float | None = None) -> Figure:
+    def plot(self, width: float = 9.0) -> Figure:
         """The radial dendrogram: dots sized by activation, dots and branches in the colours of emotions, words around."""
         figure, axis = new_figure(width=width, height=width)
         axis.set(aspect="equal", xlim=(-REACH, REACH), ylim=(-REACH, REACH))
         axis.axis("off")
         angles = _angles(self)
         _draw_branches(axis, self, angles)
-        _draw_leaves(axis, self, angles, width, label_size)
+        _draw_leaves(axis, self, angles, width)
         _draw_legend(axis, self)
         return figure
 
@@ -122,8 +122,9 @@ def feature_tree(
     each picture's emotion, or a column an emotion of 0 and 1 where pictures show several; without them no feature has one.
 
     `choose`: "emotion" takes the features that exceed the mean most for each emotion, in turn, until there are `n`; "activation"
-    the `n` of the largest mean; or give the features' numbers. Features that never fire are left out. `by`: "decoder" clusters by
-    the cosine distance between what features write (give `sae`), "activity" by that between their activations over the pictures.
+    the `n` of the largest `activation`; or give the features' numbers. Features that never fire are left out. `by`: "decoder"
+    clusters by the cosine distance between what features write (give `sae`), "activity" by that between their activations over
+    the pictures.
     `words` names features by their numbers.
 
     `difference` is the centred mean code of `methods.md`, `mean_e - mean over e' of mean_e'`; its p-value is Welch's one-sided t
@@ -146,8 +147,8 @@ def feature_tree(
 def emotion_colors(emotions: Sequence[str]) -> dict[str, str]:
     """The package's colour of each emotion; others, such as EMOTIC's 26, are spaced evenly in hue; a lighter grey for none.
 
-    >>> emotion_colors(["joy", "peace"])
-    {'joy': '#E69F00', 'peace': '#cd794b', 'none': '#b9bdc4'}
+    >>> emotion_colors(["joy"]), len(emotion_colors(["peace", "yearning"]))
+    ({'joy': '#E69F00', 'none': '#b9bdc4'}, 3)
     """
     from seaborn import husl_palette
 
@@ -177,7 +178,7 @@ def initials(emotions: Sequence[str]) -> dict[str, str]:
 
 def _activity(codes: Codes) -> csr_array:
     """Activations as a sparse [picture, d_hidden]; of patches, the strongest of each picture."""
-    values, indices = codes.values.detach().float().cpu().numpy(), codes.indices.cpu().numpy()
+    values, indices = codes.values.detach().double().cpu().numpy(), codes.indices.cpu().numpy()
     if values.ndim not in (2, 3):
         raise InputError(f"Codes of shape {list(values.shape)} came; expected [picture, k] or [picture, patch, k].")
     if values.ndim == 2:
@@ -335,7 +336,7 @@ def _branch_colors(tree: FeatureTree) -> list[str]:
     return [tree.colors[name] for name in (*tree.leaves.emotion, *leading)]
 
 
-def _draw_leaves(axis: Any, tree: FeatureTree, angles: np.ndarray, width: float, label_size: float | None) -> None:
+def _draw_leaves(axis: Any, tree: FeatureTree, angles: np.ndarray, width: float) -> None:
     """Dots of an area that grows with activation, hollow where there is no emotion; as many labels as can be read."""
     n, colors, leaves = len(tree), tree.colors, tree.leaves
     x, y = np.cos(angles[:n]), np.sin(angles[:n])
@@ -345,7 +346,7 @@ def _draw_leaves(axis: Any, tree: FeatureTree, angles: np.ndarray, width: float,
     largest = np.clip(0.9 * spacing, 5.0, 16.0) ** 2
     strength = (leaves.activation / leaves.activation.max()).to_numpy()
     axis.scatter(x, y, s=largest * np.maximum(strength, 0.04), c=fills, edgecolors=inks, linewidths=0.8, zorder=2)
-    size = label_size or float(np.clip(0.8 * spacing, 4.5, 9.0))
+    size = float(np.clip(0.8 * spacing, 4.5, 9.0))
     away = 1 + (0.5 * np.sqrt(largest) + 3) * 2 * REACH / (72 * width)
     for i in spaced(strength, int(np.ceil(size / spacing))):
         _draw_label(axis, tree, i, float(angles[i]), away, size)

@@ -20,11 +20,11 @@ the probability of an emotion's words in a language model's `answer`. A map says
 from emointerp.saliency.check import MapCheck, Tuning, check_maps, tune_smoothgrad
 from emointerp.saliency.methods import METHODS, smoothed_gradient
 from emointerp.saliency.registers import Registers, count_registers, find_registers
-from emointerp.saliency.targets import AnswerTarget, Target, TowerTarget, answer, feature, mean_directions, toward
-from emointerp.saliency.value import SaliencyMap, saliency_map
+from emointerp.saliency.targets import AnswerTarget, Target, TowerTarget, answer, feature, toward
+from emointerp.saliency.value import SaliencyMap, plot_methods, saliency_map
 
 __all__ = [
     "METHODS", "AnswerTarget", "MapCheck", "Registers", "SaliencyMap", "Target", "TowerTarget", "Tuning", "answer", "check_maps",
-    "count_registers", "feature", "find_registers", "mean_directions", "saliency_map", "smoothed_gradient", "toward",
+    "count_registers", "feature", "find_registers", "plot_methods", "saliency_map", "smoothed_gradient", "toward",
     "tune_smoothgrad",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 Deletion takes the pixels that a map calls most important away first, and the target should fall fast; insertion puts them into a
 blank first, and it should rise fast (Petsiuk et al. 2018). Common metrics barely tell methods from random maps, so these stand
-beside every method; and so does the map of *another picture*, since faces are mostly in the middle and a map that always lit up the
-middle would look good. In the drawn world the truth is known: `Scene.masks()["expression"]`.
+beside every method. So do the map of *another picture*, since faces are mostly in the middle and a map that always lit up the
+middle would look good, and the *picture alone*, since ink is where things are drawn, with or without a model. In the drawn world
+the truth is known: `Scene.masks()["expression"]`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,8 @@ from emointerp.saliency.value import mass
 from emointerp.statistics import Interval, holm, ratio_interval, sign_flips, value_interval
 from emointerp.world import Scene
 
-RANDOM, OTHER = "random", "map of another picture"
-TOLD = tuple(name for name in METHODS if name != RANDOM)
+ALONE, OTHER, RANDOM = CONTROLS = ("picture alone", "map of another picture", "random")
+TOLD = tuple(name for name in METHODS if name not in CONTROLS)
 FILLS = ("blur", "mean")
 BLUR = 1 / 10  # of the longer side
 MEASURES = ("inside", "elsewhere", "deletion", "insertion")
@@ -116,7 +117,7 @@ class MapCheck:
 
     def _p(self, tables: dict[str, pd.DataFrame], flips: int) -> pd.DataFrame:
         """One-sided tests against random maps and against maps of another picture, corrected for the methods."""
-        told = [method for method in self.methods if method not in (RANDOM, OTHER)]
+        told = [method for method in self.methods if method not in CONTROLS]
         inside, deletion, insertion = (tables[name] for name in ("inside", "deletion", "insertion"))
         better = {
             "p ratio": inside[told].sub(inside[RANDOM], axis=0),
@@ -140,7 +141,7 @@ def _draw_intervals(axis: Any, intervals: pd.Series, nothing: float) -> None:
     """Means and intervals, one above the other; controls in grey, and a line where there is no effect."""
     mean, low, high = ends(intervals)
     y = np.arange(len(intervals))[::-1]
-    colours = ["#8A8F98" if method in (RANDOM, OTHER) else "#0072B2" for method in intervals.index]
+    colours = ["#8A8F98" if method in CONTROLS else "#0072B2" for method in intervals.index]
     axis.axvline(nothing, color="#6b7078", linewidth=0.8, linestyle=":")
     axis.hlines(y, low, high, color=colours)
     axis.scatter(mean, y, color=colours, s=28, zorder=3)
@@ -161,17 +162,18 @@ def check_maps(
     batch: int = 64,
     progress: bool = True,
 ) -> MapCheck:
-    """Maps of pictures by several methods, beside random maps (`draws` a picture) and the first method's map of another picture.
+    """Maps of pictures by several methods, beside the picture alone, the first method's map of another picture, and random maps.
 
     `target_of(picture)` gives each picture's target, such as the cosine to the direction of its own emotion. `methods` are names in
-    `METHODS`, or a mapping from names to settings: `{"smoothgrad": {"n": 50}}`. Deletion and insertion go in `steps` over
-    `cells` x `cells` cells of the picture; what is taken away is blurred, or filled with the mean colour (`fill`).
+    `METHODS`, or a mapping from names to settings: `{"smoothgrad": {"n": 50}}`. There are `draws` random maps a picture. Deletion
+    and insertion go in `steps` over `cells` x `cells` cells of the picture; what is taken away is blurred, or filled with the mean
+    colour (`fill`).
     """
     settings = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
     _check_asked(settings, pictures, fill, (draws, cells, steps))
     images, targets = [to_image(picture) for picture in pictures], [target_of(picture) for picture in pictures]
     found = [
-        {name: method_named(name)(target, image, **given) for name, given in settings.items()}
+        {name: method_named(name)(target, image, **given) for name, given in (settings | {ALONE: {}}).items()}
         for target, image in zip(tqdm(targets, desc="maps", disable=not progress), images, strict=True)
     ]
     rows, curves = [], []

@@ -6,7 +6,8 @@ its channels; in a transformer that is the patches) and attention rollout (Captu
 
 Three maps tell of pixels: `gradient`, `smoothgrad` (never negative, mean over channels of a size), `input_x_gradient` and
 `integrated_gradients` (signed, summed over channels). Two tell of tokens only, and are as coarse as these: `grad_cam`, `rollout`.
-`random_map` tells nothing, and is what all others are held against.
+Two are controls: `random_map` tells nothing; `picture_alone` asks no model and marks what differs from the mean colour, as any edge
+detector would (Adebayo et al. 2018 show how much that looks like an explanation).
 """
 
 from collections.abc import Callable, Iterator
@@ -95,8 +96,7 @@ def integrated_gradients(target: Target, image: Image.Image, steps: int = 32, ba
     from captum.attr import IntegratedGradients
 
     x = _leaf(target, image)
-    blank = x.detach().mean((-2, -1), keepdim=True).expand_as(x).contiguous()
-    found = IntegratedGradients(target).attribute(x, blank, n_steps=steps, internal_batch_size=batch)
+    found = IntegratedGradients(target).attribute(x, _blank(x.detach()), n_steps=steps, internal_batch_size=batch)
     return target.onto(_array(found[0].sum(-3)), image.size)
 
 
@@ -154,6 +154,12 @@ def random_map(target: Target, image: Image.Image, seed: int = 0, blur: float = 
     return gaussian_filter(noise, blur * max(image.size), mode="wrap") ** 2
 
 
+def picture_alone(target: Target, image: Image.Image) -> Map:
+    """The control for methods that multiply by the picture: how far each pixel is from the mean colour, whatever the model."""
+    x = target.pixels([image])
+    return target.onto(_array((x - _blank(x))[0].abs().mean(-3)), image.size)
+
+
 METHODS: dict[str, Callable[..., Map]] = {
     "smoothgrad": smoothgrad,
     "gradient": gradient,
@@ -161,6 +167,7 @@ METHODS: dict[str, Callable[..., Map]] = {
     "integrated gradients": integrated_gradients,
     "grad-cam": grad_cam,
     "rollout": rollout,
+    "picture alone": picture_alone,
     "random": random_map,
 }
 
@@ -194,6 +201,11 @@ def _eager(layer: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def _blank(x: Tensor) -> Tensor:
+    """A picture of the mean colour."""
+    return x.mean((-2, -1), keepdim=True).expand_as(x).contiguous()
 
 
 def _leaf(target: Target, image: Image.Image) -> Tensor:

@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.lens import emotion_metrics
 from emointerp.models import VLM, Prompt, to_image
@@ -31,11 +30,10 @@ from emointerp.models.anatomy import part
 from emointerp.models.patches import Size
 from emointerp.models.towers import Tower, flattened, unflattened
 from emointerp.sae import SAE
-from emointerp.sae.reading import inputs, picture_codes
+from emointerp.sae.reading import inputs
 from emointerp.saliency.places import place, tile_regions, tower_region
 from emointerp.tracing import Metric
 from emointerp.tracing.metrics import as_metric
-from emointerp.world import Scene
 
 OVER = {"max": lambda fired: fired.amax(1), "sum": lambda fired: fired.sum(1)}
 
@@ -143,7 +141,7 @@ Target = TowerTarget | AnswerTarget
 def toward(tower: Tower, direction: Float[Tensor, " d"], name: str = "direction", sae: SAE | None = None) -> TowerTarget:
     """Cosine of a picture's embedding to a direction [d]; with an `sae`, of its sparse code to a direction in feature space.
 
-    The code of an SAE over patches is the mean of its patches' codes.
+    `emotion_directions` of `emointerp.sae.emotion` makes such directions. The code of an SAE over patches is the mean of theirs.
     """
     width = tower.d if sae is None else sae.d_hidden
     if direction.shape != (width,):
@@ -191,26 +189,12 @@ def answer(vlm: VLM, prompt: Prompt, metric: Any, against: str | None = None) ->
     return AnswerTarget(made.name, vlm, prompt, made)
 
 
-def mean_directions(tower: Tower, scenes: Sequence[Scene], sae: SAE | None = None) -> dict[str, Tensor]:
-    """The centred direction of each emotion that scenes show: their mean embedding (or code) less the mean of all scenes'."""
-    read = tower.embed(scenes, progress=False) if sae is None else _code_table(sae, tower, scenes)
-    shown = [e for e in BASIC if any(scene.emotion == e for scene in scenes)]
-    if not shown:
-        raise InputError(f"None of {len(scenes)} scenes shows an emotion; expected some of {', '.join(BASIC)}.")
-    return {e: read[[scene.emotion == e for scene in scenes]].mean(0) - read.mean(0) for e in shown}
-
-
 def _difference(a: Metric, b: Metric) -> Metric:
     return Metric(lambda logits: a.function(logits) - b.function(logits), name=f"{a.name} - {b.name}")
 
 
 def _mean_code(sae: SAE, tower: Tower, pixels: Tensor) -> Float[Tensor, "n d_hidden"]:
     codes = sae.encode(inputs(sae, tower, pixels)).dense()
-    return codes if codes.ndim == 2 else codes.mean(1)
-
-
-def _code_table(sae: SAE, tower: Tower, scenes: Sequence[Scene]) -> Tensor:
-    codes = picture_codes(sae, tower, scenes, progress=False).dense()
     return codes if codes.ndim == 2 else codes.mean(1)
 
 

@@ -1,6 +1,6 @@
 """A saliency map as a value: it draws itself, and says how much of its mass lies where."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
@@ -17,7 +17,7 @@ from emointerp.errors import InputError
 from emointerp.markup import data_uri, thumbnail
 from emointerp.models import load_tower, to_image
 from emointerp.plots import new_figure
-from emointerp.saliency.methods import gradient, method_named
+from emointerp.saliency.methods import METHODS, gradient, method_named
 from emointerp.saliency.registers import find_registers, frame
 from emointerp.saliency.targets import Target, TowerTarget
 
@@ -47,7 +47,7 @@ class SaliencyMap:
         """The map's size from 0 to 1, cut at its 99.5th percentile, as it is drawn."""
         return heat(self.map)
 
-    def mass(self, mask: Bool[np.ndarray, "height width"]) -> float:
+    def mass(self, mask: Bool[np.ndarray, "row column"]) -> float:
         """The share of the map's mass inside a mask of the picture's pixels."""
         return mass(self.map, mask)
 
@@ -116,7 +116,22 @@ def saliency_map(target: Target, picture: Any = None, method: str = "smoothgrad"
     return SaliencyMap(found, image, method, target.name, value, settings, raw, find_registers(tower, image).marked_boxes)
 
 
-def mass(values: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"]) -> float:
+def plot_methods(target: Target, picture: Any, methods: Iterable[str] = tuple(METHODS)) -> Figure:
+    """One picture by several methods, each on its own scale over the picture in grey."""
+    image, names = to_image(picture), list(methods)
+    columns = min(5, len(names) + 1)
+    rows = -(-(len(names) + 1) // columns)
+    figure, axes = new_figure(rows, columns, width=2.2 * columns, height=2.4 * rows, squeeze=False)
+    shown = {"the picture": image} | {name: over(image, method_named(name)(target, image)) for name in names}
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, drawn) in zip(axes.flat, shown.items(), strict=False):
+        axis.imshow(drawn)
+        axis.set_title(name, fontsize=10)
+    return figure
+
+
+def mass(values: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "row column"]) -> float:
     """The share of a map's mass, signs left out, inside a mask; a map of zeros counts as an even one."""
     if mask.shape != values.shape:
         raise InputError(f"The mask has shape {list(mask.shape)}, the map {list(values.shape)}; they must be of one picture.")

@@ -21,6 +21,7 @@ from emointerp.superposition.tower import (
     plot_by_dimensions,
     read_factors,
     thumbnails,
+    untrained,
 )
 from emointerp.superposition.toy import (
     ToyModels,
@@ -35,5 +36,5 @@ from emointerp.superposition.toy import (
 __all__ = [
     "Embedded", "Interference", "Readings", "ToyModels", "by_dimensions", "dimensionality", "dimensions_per_feature",
     "draw_columns", "drawn_scenes", "embed", "factor_table", "interference", "plot_by_dimensions", "read_factors", "shapes",
-    "thumbnails", "toy_loss", "train_toys",
+    "thumbnails", "toy_loss", "train_toys", "untrained",
 ]  # fmt: skip

@@ -2,13 +2,16 @@
 
 The drawn world knows what is in each picture, so that what a toy model shows by construction can be asked of a tower that was
 trained for something else. A factor counts as *readable* where a line through the embedding tells it on other pictures; the
-direction of a factor is how the embedding moves with it, all other factors equal. Beside both stand pictures shrunk to as many
-numbers, exchanged factors, and random directions.
+direction of a factor is how the embedding moves with it, all other factors equal. Beside both stand the same tower before training,
+pictures shrunk to as many numbers, exchanged factors, and random directions.
+
+The embedding is the mean of the patches that the language model is shown. `load_tower(vlm).embed` gives other numbers: a tower's
+own pooling, or its patches behind the last norm.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +38,7 @@ RARE = 0.02  # a factor that fewer pictures have, or all but so few, is left out
 NOT_DRAWN = ("emotion", "intensity", "mode", "seed", "noise", "occlusion", "ground", "hat_color", "clothes", "hair", "skin")
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 RIDGES = np.logspace(0, 5, 6)
+BATCH = 32  # pictures the tower sees at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,23 +86,45 @@ def drawn_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
 def embed(vlm: VLM, scenes: Sequence[Scene], progress: bool = True) -> Embedded:
     """The mean over the tower's patches after its last layer, for each scene: what the language model is shown, averaged.
 
-    Reads the tower of any family, a picture at a time; the language model does not run.
+    Reads the tower of any family; the language model does not run.
     """
-    vectors = [_embedding(vlm, scene) for scene in tqdm(scenes, desc="tower", disable=not progress)]
-    return Embedded(np.stack(vectors), factor_table(scenes))
+    starts = tqdm(range(0, len(scenes), BATCH), desc="tower", disable=not progress)
+    return Embedded(np.concatenate([_embedding(vlm, scenes[i : i + BATCH]) for i in starts]), factor_table(scenes))
 
 
 @torch.no_grad()
-def _embedding(vlm: VLM, picture: Any) -> np.ndarray:
-    inputs = vlm.placed(vlm.prompt(picture, "Look.", instruction="").inputs)
+def _embedding(vlm: VLM, scenes: Sequence[Scene]) -> Float[np.ndarray, "scene d"]:
+    """Of some at once: scenes are of one size, so that a processor makes as much of each, whatever the family's tiles."""
+    given = [vlm.placed(vlm.prompt(scene, "Look.", instruction="").inputs) for scene in scenes]
+    pictures = {name: torch.cat([one[name] for one in given]) for name in given[0] if name not in TEXT_INPUTS}
     seen: list[torch.Tensor] = []
     last = part(vlm.model, vlm.anatomy.family.vision_layers)[-1]
     hook = last.register_forward_hook(lambda module, given, out: seen.append(out[0] if isinstance(out, tuple) else out))
     try:
-        vlm.model.get_image_features(**{name: value for name, value in inputs.items() if name not in TEXT_INPUTS})
+        vlm.model.get_image_features(**pictures)
     finally:
         hook.remove()
-    return seen[0].flatten(0, -2).mean(0).float().cpu().numpy()
+    return seen[0].reshape(len(scenes), -1, seen[0].shape[-1]).mean(1).float().cpu().numpy()
+
+
+def untrained(vlm: VLM, seed: int = 0) -> VLM:
+    """The control: the same model with a tower as training begins with it, weights drawn as its architecture draws them.
+
+    All other parts are those of `vlm`, which stays as it is; only the tower's vectors mean anything.
+    """
+    above, name, *_ = vlm.anatomy.family.vision_layers.split(".")
+    tower = part(vlm.model, f"{above}.{name}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(tower)(copy.deepcopy(tower.config)).to(tower.device, tower.dtype).eval()
+    return replace(vlm, name=f"{vlm.name}, tower untrained", model=_with_part(vlm.model, [above, name], fresh))
+
+
+def _with_part(module: torch.nn.Module, path: list[str], new: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module that shares all but the part at a path."""
+    twin, (name, *rest) = copy.copy(module), path
+    twin._modules = dict(module._modules) | {name: _with_part(module._modules[name], rest, new) if rest else new}
+    return twin
 
 
 def thumbnails(scenes: Sequence[Scene], side: int = 8) -> Embedded:

@@ -18,11 +18,14 @@ from emointerp.models import VLM, load, to_image
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.tour import heads, lens, start_here, steering, veena
+from emointerp.tour import heads, lens, sae, saliency, start_here, steering, superposition, veena
 from emointerp.tour.chapter import Chapter, Job
 
 CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (
     start_here.chapter,
+    superposition.chapter,
+    sae.chapter,
+    saliency.chapter,
     lens.chapter,
     steering.chapter,
     heads.chapter,

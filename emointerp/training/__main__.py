@@ -12,16 +12,19 @@ from transformers import PreTrainedTokenizerFast, SiglipVisionModel
 
 from emointerp.errors import OutputError
 from emointerp.models.loading import SIDECAR, WEIGHTS, load
+from emointerp.sae import SaeRecipe
 from emointerp.training.loop import Recipe
 
 PICTURES = 120_000
 TOWER = Recipe(steps=31_000, batch=32, rate=7e-4, warmup=400)
 TEXT = Recipe(steps=600, batch=192, rate=1e-3, warmup=60)
 LLAVA = Recipe(steps=6_000, batch=32, rate=1.5e-3, warmup=200)
+GENTLY = {"revival": "auxiliary", "dead_after": 100_000, "tied": True, "batch": 512}
 SAES = {
-    "pooled": {"d_hidden": 4096, "k": 32, "steps": 3_000, "batch": 512, "tied": True},
-    "patches": {"d_hidden": 4096, "k": 16, "steps": 3_000, "batch": 512, "tied": True},
+    "pooled": SaeRecipe(d_hidden=2048, k=32, steps=5_000, **GENTLY),
+    "patches": SaeRecipe(d_hidden=4096, k=16, steps=5_000, **GENTLY),
 }
+FINISHED = {"tiny": "llava", "tiny-text": "text", "tiny-sae": "sae", "tiny-sae-patches": "sae"}  # and the stages that write them
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Where pictures, checkpoints and weights are kept.")]
 
@@ -67,7 +70,7 @@ def llava(folder: Folder, seed: int = 0, steps: int = LLAVA.steps, n: int = PICT
 
 @app.command()
 def familiarity(folder: Folder, seed: int = 0, n: int = 4_000) -> None:
-    """Stage 3: statistics of the training pictures' embeddings, to tell the familiar from the strange."""
+    """Stage 4: statistics of the training pictures' embeddings, to tell the familiar from the strange."""
     from emointerp.models.familiarity import embeddings, fit
     from emointerp.training.data import examples
     from emointerp.world.splits import TRAIN_INTENSITY, sample
@@ -80,13 +83,13 @@ def familiarity(folder: Folder, seed: int = 0, n: int = 4_000) -> None:
 
 @app.command()
 def sae(folder: Folder, seed: int = 0, n: int = PICTURES) -> None:
-    """Stage 4: sparse autoencoders over the finished tower; writes FOLDER/tiny-sae and FOLDER/tiny-sae-patches."""
-    from emointerp.models import load_tower
-    from emointerp.sae import SaeRecipe
+    """Stage 3: sparse autoencoders over the finished tower; writes FOLDER/tiny-sae and FOLDER/tiny-sae-patches."""
     from emointerp.training import sae as saes
+    from emointerp.training.vectors import vectors
 
-    made = saes.vectors(load_tower(folder / "tiny", dtype="float32"), n, folder, seed)
-    saes.train(made, {reads: SaeRecipe(**settings, seed=seed) for reads, settings in SAES.items()}, folder)
+    made = vectors(SiglipVisionModel.from_pretrained(folder / "siglip-vision"), n, folder, seed)
+    for reads, recipe in SAES.items():
+        saes.train(made[reads], reads, replace(recipe, seed=seed), folder)
 
 
 @app.command()
@@ -103,11 +106,27 @@ def card(
 
 
 @app.command()
+def sae_card(out: Annotated[Path | None, typer.Option(help="Folder for README.md.")] = None) -> None:
+    """Measure the figures of the bundled autoencoders on the test split and print their card."""
+    from emointerp.models import load_tower
+    from emointerp.sae import load_sae
+    from emointerp.training import sae as saes
+
+    tower, bundled = load_tower("tiny"), {name: load_sae(name) for name in ("tiny", "tiny-patches")}
+    text = saes.card({name: (sae, *saes.measured(sae, tower)) for name, sae in bundled.items()})
+    print(text)
+    if out is not None:
+        (out / "README.md").write_text(text)
+
+
+@app.command()
 def install(folder: Folder) -> None:
-    """Copy the finished model into the package."""
-    if not (folder / "tiny" / "model.safetensors").exists():
-        raise OutputError(f"{folder / 'tiny'} holds no finished model; run the stage `llava` first.")
-    shutil.copytree(folder / "tiny", WEIGHTS / "tiny", dirs_exist_ok=True)
+    """Copy the finished weights into the package."""
+    if missing := [name for name in FINISHED if not (folder / name).exists()]:
+        stages = ", ".join(f"`{FINISHED[name]}`" for name in missing)
+        raise OutputError(f"{folder} lacks {', '.join(missing)}; run {stages} first.")
+    for name in FINISHED:
+        shutil.copytree(folder / name, WEIGHTS / name, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC, NEUTRAL, false_emotion, score
 from emointerp.evaluation.tables import loops
+from emointerp.models import Tower, load_tower
 from emointerp.models.vlm import VLM
 from emointerp.start_here import see_or_guess, tell_all
 from emointerp.statistics import Interval, mean_interval
 from emointerp.training import carry_over
-from emointerp.world.language import NON_EMOTIONAL, questions
+from emointerp.world.language import NON_EMOTIONAL, caption, questions
 from emointerp.world.splits import HARD_TESTS, Example, sample
 
 EVENT = "I put the keys on the table near the door."
@@ -31,6 +33,7 @@ def measured(vlm: VLM, each: int = 60) -> dict:
     card["hard tests"] = {hard: _hard(vlm, hard, n // 2) for hard in HARD_TESTS}
     card["conflict"] = _conflict(vlm, n)
     card["carry-over"] = _carry_over(vlm)
+    card["dual encoder"] = retrieval(load_tower(vlm))
     return card
 
 
@@ -147,6 +150,21 @@ def _carry_over(vlm: VLM) -> dict:
         "per emotion": per_emotion,
         "per ground": per_ground,
     }
+
+
+def retrieval(tower: Tower, n: int = 200, seed: int = 17) -> dict:
+    """How well captions and pictures of the test split find each other among `n`; by chance a right one is first in 1 of `n`.
+
+    Two pictures may look alike as far as captions tell, so that the right one need not be first.
+    """
+    scenes, rng = [e.scene for e in sample("test", n, seed=seed)], np.random.default_rng(seed)
+    texts, images = tower.texts([caption(scene, rng) for scene in scenes]), normalize(tower.embed(scenes, progress=False), dim=-1)
+    likeness, found = (texts @ images.T).numpy(), {}
+    for way, scores in {"caption to picture": likeness, "picture to caption": likeness.T}.items():
+        ranks = 1 + (scores > np.diagonal(scores)[:, None]).sum(1)
+        found |= {f"{way}, first of {n}": mean_interval(ranks == 1), f"{way}, among the first ten": mean_interval(ranks <= 10)}
+        found[f"{way}, median rank"] = float(np.median(ranks))
+    return found | {"by chance, first and median rank": f"{1 / n:.3f}, {(n + 1) / 2:g}"}
 
 
 def as_json(card: dict) -> dict:

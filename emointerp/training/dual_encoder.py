@@ -8,6 +8,7 @@ matching whole captions (a first run with the pairwise loss alone was near chanc
 2. the text encoder is tuned to the locked tower with SigLIP's pairwise sigmoid loss (LiT, Zhai et al. 2022; Zhai et al. 2023).
 """
 
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from transformers import (
 )
 
 from emointerp.resumable import batch_indices
-from emointerp.training.data import augmented, examples, pictures
+from emointerp.training.data import augmented, example, examples, pictures
 from emointerp.training.loop import Recipe, fit
 from emointerp.training.tokenizer import VOCABULARY
+from emointerp.training.vectors import vectors
 from emointerp.world.expression import Expression
 from emointerp.world.language import FILLED_STYLES, caption, present_things, seen_parts
 from emointerp.world.scene import Scene
@@ -120,37 +122,26 @@ def train_tower(folder: Path, n: int, recipe: Recipe) -> SiglipVisionModel:
     return model.tower
 
 
-@torch.no_grad()
-def pooled(tower: SiglipVisionModel, board: np.ndarray, batch: int = 200) -> torch.Tensor:
-    """Pooled embeddings of all pictures, float32 [n, 192]."""
-    parts = []
-    for first in range(0, len(board), batch):
-        pixels = torch.from_numpy(np.ascontiguousarray(board[first : first + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(tower(pixel_values=pixels).pooler_output.float())
-    return torch.cat(parts)
-
-
 def train_text(folder: Path, tokenizer: PreTrainedTokenizerFast, tower: SiglipVisionModel, n: int, recipe: Recipe) -> SiglipModel:
-    """Step 2: tune the text encoder to the locked tower; saves the dual encoder as `folder/siglip`."""
+    """Step 2: tune the text encoder to the locked tower; saves `folder/siglip`, and its text side as `folder/tiny-text`."""
     torch.manual_seed(recipe.seed)
     model = SiglipModel(config())
     model.vision_model.load_state_dict(tower.state_dict())
     model.vision_model.requires_grad_(False)
     torch.nn.init.constant_(model.logit_scale, 2.3)  # as SigLIP starts: temperature 10, and a bias against pairing
     torch.nn.init.constant_(model.logit_bias, -8.0)
-    scenes = examples(n, recipe.seed)
-    images = F.normalize(pooled(tower, pictures(n, folder, recipe.seed)), dim=-1)
+    images = F.normalize(torch.from_numpy(np.array(vectors(tower, n, folder, recipe.seed)["pooled"])), dim=-1)
 
     def loss_of(step: int) -> torch.Tensor:
         chosen, rng = batch_indices(step, recipe.batch, n, recipe.seed), np.random.default_rng([recipe.seed, 3, step])
-        captions = [caption(scenes[i].scene, rng) for i in chosen]
+        captions = [caption(example(int(i), recipe.seed).scene, rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, max_length=CAPTION_TOKENS, padding_side="right")
         with torch.autocast("cpu", torch.bfloat16):
             texts = model.text_model(input_ids=torch.tensor(ids.input_ids)).pooler_output
         logits = F.normalize(texts.float(), dim=-1) @ images[chosen].T * model.logit_scale.exp() + model.logit_bias
         return -F.logsigmoid((2 * torch.eye(len(logits)) - 1) * logits).sum(1).mean()
 
-    fit(model, loss_of, recipe, folder, "text")
+    fit(model, loss_of, recipe, folder, "text", every=50)
     model.eval().save_pretrained(folder / "siglip")
+    deepcopy(model.text_model).half().save_pretrained(folder / "tiny-text")
     return model

@@ -1,69 +1,73 @@
-"""Stage 4: sparse autoencoders over the finished tower, one on its pooled vectors and one on its patches.
+"""Stage 3: sparse autoencoders over the finished tower, one on its pooled vectors and one on its patches; and their card.
 
-The training pictures pass the tower once. Their vectors are kept on disk, so that recipes can be compared without the tower.
+Tied, top-k, on vectors of length 1, as the public release reads SigLIP's.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from emointerp.models import Tower
-from emointerp.sae import SAE, SaeRecipe, save_sae, train_sae
-from emointerp.training.data import pictures
+from emointerp.sae import SAE, FactorScores, Quality, SaeRecipe, best_features, picture_codes, quality, save_sae, train_sae
+from emointerp.sae.meaning import by_picture, yes_or_no
+from emointerp.sae.reading import inputs
+from emointerp.superposition import drawn_scenes, factor_table
 
-PER_PICTURE = 8  # patches kept of each picture, drawn at random
-_CHUNK = 200
 NAMES = {"pooled": "tiny-sae", "patches": "tiny-sae-patches"}
+TOLD = 0.9  # AUROC from which a feature counts as telling a factor
 
 
-def vectors(tower: Tower, n: int, folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
-    """The tower's vectors of the first `n` training pictures, memory-mapped: "pooled" [n, d] and "patches" [8 n, d].
-
-    Made on the first call, and continued if that call was cut off.
-    """
-    files = {reads: folder / f"{reads}-{n}-{seed}.npy" for reads in ("pooled", "patches")}
-    done_path = folder / f"vectors-{n}-{seed}.done.json"
-    done = json.loads(done_path.read_text()) if done_path.exists() and all(f.exists() for f in files.values()) else 0
-    if not done:
-        np.lib.format.open_memmap(files["pooled"], "w+", np.float32, (n, tower.d)).flush()
-        np.lib.format.open_memmap(files["patches"], "w+", np.float16, (n * PER_PICTURE, tower.d_patch)).flush()
-    board, out = pictures(n, folder, seed), {reads: np.load(file, mmap_mode="r+") for reads, file in files.items()}
-    for first in tqdm(range(done, n, _CHUNK), initial=done // _CHUNK, total=-(-n // _CHUNK), desc="vectors", mininterval=10):
-        last = min(first + _CHUNK, n)
-        pooled, patches = _read(tower, board[first:last], np.random.default_rng([seed, 4, first]))
-        out["pooled"][first:last], out["patches"][first * PER_PICTURE : last * PER_PICTURE] = pooled, patches
-        for some in out.values():
-            some.flush()
-        done_path.write_text(json.dumps(last))
-    return {reads: np.load(file, mmap_mode="r") for reads, file in files.items()}
+def train(rows: np.ndarray, reads: str, recipe: SaeRecipe, folder: Path) -> SAE:
+    """Train, or continue, the SAE on "pooled" vectors or on "patches"; it goes to `folder/NAMES[reads]` in float16."""
+    about = {"tower": "tiny", "reads": reads, "unit": True}
+    data = normalize(torch.from_numpy(np.array(rows)).float(), dim=-1)
+    sae = train_sae(data, recipe, folder, NAMES[reads], every=500, about=about)
+    save_sae(sae.to(torch.float16), folder / NAMES[reads])
+    return sae
 
 
 @torch.no_grad()
-def _read(tower: Tower, board: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Pooled vectors, and `PER_PICTURE` patches of each picture; the tower runs once for both.
+def measured(sae: SAE, tower: Tower, n: int = 1000, seed: int = 30) -> tuple[Quality, FactorScores]:
+    """What the SAE keeps of `n` pictures of the test split, and the best feature of each factor.
 
-    The pictures have the tower's size, so that its processor would do nothing but this to them.
+    Features are chosen on as many pictures of the selection split, and `held out` is read on the test split. In neither do things
+    and weather go with an emotion. A patch SAE's feature fires on a picture as much as on its strongest patch.
     """
-    pixels = torch.from_numpy(np.array(board)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.autocast("cpu", torch.bfloat16):
-        out = tower.model(pixel_values=pixels)
-    which = torch.from_numpy(rng.random((len(board), tower.n_patches)).argsort(1)[:, :PER_PICTURE].copy())
-    patches = out.last_hidden_state.gather(1, which[..., None].expand(-1, -1, tower.d_patch))
-    return out.pooler_output.float(), patches.flatten(0, 1)
+    chosen_on, test = (drawn_scenes(split, n, seed) for split in ("selection", "test"))
+    vectors = torch.cat([inputs(sae, tower, tower.pixels(test[i : i + 64])) for i in range(0, n, 64)])
+    codes = [by_picture(some)[0] for some in (picture_codes(sae, tower, chosen_on, progress=False), sae.encode(vectors))]
+    factors = [yes_or_no(factor_table(scenes)) for scenes in (chosen_on, test)]
+    both = [name for name in factors[0] if name in factors[1]]
+    return quality(sae, vectors.flatten(0, -2)), best_features(codes[0], factors[0][both], (codes[1], factors[1]))
 
 
-def train(made: Mapping[str, np.ndarray], recipes: Mapping[str, SaeRecipe], folder: Path) -> dict[str, SAE]:
-    """An SAE on each kind of vectors, at length 1; written to `folder/tiny-sae` and `folder/tiny-sae-patches` in float16."""
-    trained = {}
-    for reads, recipe in recipes.items():
-        about = {"tower": "tiny", "reads": reads, "unit": True}
-        data = normalize(torch.from_numpy(np.array(made[reads])).float(), dim=-1)
-        trained[reads] = train_sae(data, recipe, folder, NAMES[reads], every=500, about=about)
-        save_sae(trained[reads].to(torch.float16), folder / NAMES[reads])
-    return trained
+def card(found: dict[str, tuple[SAE, Quality, FactorScores]]) -> str:
+    """The card of the bundled SAEs, from the names that `load_sae` knows them by and what was measured of each."""
+    names = list(found)
+    rows = [_figures(*found[name]) for name in names]
+    lines = [f"| | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (1 + len(names)) + "|"]
+    lines += [f"| {what} | {' | '.join(row[what] for row in rows)} |" for what in rows[0]]
+    told = {name: scores.to_frame().set_index("factor") for name, (_, _, scores) in found.items()}
+    best = [f"| factor | {' | '.join(f'`{name}`: feature, AUROC' for name in names)} |", "|---" * (1 + len(names)) + "|"]
+    for factor in told[names[0]].sort_values("held out", ascending=False).index:
+        cells = [f"{int(told[name].loc[factor, 'feature'])}, {told[name].loc[factor, 'held out']:.2f}" for name in names]
+        best.append(f"| {factor} | {' | '.join(cells)} |")
+    text = (Path(__file__).parent / "sae_card.md").read_text()
+    return text.replace("{figures}", "\n".join(lines)).replace("{factors}", "\n".join(best))
+
+
+def _figures(sae: SAE, kept: Quality, scores: FactorScores) -> dict[str, str]:
+    table = scores.to_frame()
+    return {
+        "features, at once": f"{sae.d_hidden}, {sae.k}",
+        "trained on": f"{sae.about['vectors']:,} vectors, {sae.about['recipe']['steps']:,} steps of {sae.about['recipe']['batch']}",
+        "explained variance": f"{kept.explained_variance:.3f}",
+        "L0, the mean number that fires": f"{kept.l0:.2f}",
+        "dead: share of features that never fire": f"{kept.dead:.3f} (on {kept.n:,} vectors)",
+        "factors": f"{len(table)}",
+        "best feature's AUROC, mean over factors": f"{table['held out'].mean():.3f}",
+        "the same where the features were chosen": f"{table['auroc'].mean():.3f}",
+        f"factors with a feature above {TOLD}": f"{(table['held out'] > TOLD).sum()}",
+    }

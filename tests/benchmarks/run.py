@@ -27,7 +27,7 @@ SECTIONS: tuple[Section, ...] = (cases.SECTION, sae_cases.SECTION)  # a file of 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     names = [name for section in SECTIONS for name in section.cases]
-    models = [name for section in SECTIONS for name in section.subjects]
+    models = list(dict.fromkeys(name for section in SECTIONS for name in section.subjects))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--model", nargs="+", choices=models, default=models, metavar="NAME", help=", ".join(models))
