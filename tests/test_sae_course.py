@@ -124,7 +124,7 @@ def test_the_best_of_many_features_for_labels_without_meaning(noise):
     assert verdict and "The best of 300 features has 0." in verdict.message and " and 0.50 on other pictures" in verdict.message
     for chosen, elsewhere, words in (
         (None, 0.5, "`chosen` is None"),
-        (best, "no", "these are a float64 and a str"),
+        (best, "no", "these are a float and a str"),
         (True, 0.5, "these are a bool"),
         (60, 0.5, "between 0 and 1; 60 and 0.5 came"),
         (0.5, 0.5, "so good would one feature be"),

@@ -33,7 +33,7 @@ from emointerp.pairs import twin_prompts, world_pairs
 from emointerp.start_here import EVENT, Telling
 from emointerp.statistics import Interval, with_controls
 from emointerp.steering import steering_vectors
-from emointerp.tour import Chapter, Job, heads, run, steering, veena
+from emointerp.tour import Chapter, Job, heads, run, sae, saliency, steering, superposition, veena
 from emointerp.tour.report import _chapters, _json, _plain
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, SetHead, generate, perplexity
 from emointerp.veena import Veena, fit
@@ -42,6 +42,17 @@ from emointerp.world import sample
 SMALL = {"direction": 24, "selection": 6, "tuning": 12, "test": 6}
 FEW = {"selection": 24, "test": 6}
 ASKED = {CONFLICT: 12, NEUTRALS: 6}
+
+
+@pytest.fixture(scope="session")
+def small_vision():
+    """The chapters on the vision tower with fewer pictures; they have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(superposition, "FIT", 60)
+        patch.setattr(superposition, "TEST", 30)
+        patch.setattr(sae, "SCENES", {"direction": 98, "selection": 49, "test": 70})
+        patch.setattr(saliency, "PICTURES", 6)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +87,7 @@ def small_veena():
 
 
 @pytest.fixture(scope="session")
-def report(tmp_path_factory, small_steering, small_heads, small_veena):
+def report(tmp_path_factory, small_vision, small_steering, small_heads, small_veena):
     """One tour for several tests: a drawn picture from a file, a photograph, and a name that needs escaping."""
     from skimage import data
 

@@ -107,13 +107,15 @@ class _Coder(nn.Module):
         for name in ("encoder", "decoder", "b_enc", "b_dec"):
             tensor = getattr(first, name)
             self.register_parameter(name, None if tensor is None else nn.Parameter(tensor.clone()))
+        for weights in self.parameters():
+            weights.grad = torch.zeros_like(weights)  # stays where it is: `sparse_encode(into=…)` adds to it
         self.register_buffer("silent", torch.zeros(first.d_hidden, dtype=torch.long))
 
     def step(self, x: Tensor, variance: float, optimizer: torch.optim.Optimizer, restart: bool) -> dict[str, float]:
         """One step of the optimiser; what it saw before it moved."""
         fvu, aux = self.losses(x, variance)
         loss = fvu + self.recipe.aux_weight * aux
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         optimizer.step()
@@ -127,8 +129,8 @@ class _Coder(nn.Module):
     def losses(self, x: Tensor, variance: float) -> tuple[Tensor, Tensor]:
         """The unexplained fraction of the variance, and the same of the error as rebuilt by dead features."""
         decoder = self.encoder if self.decoder is None else self.decoder
-        values, indices = sparse_encode(x, self.encoder, self.b_enc, self.recipe.k, self.recipe.chunk)
-        error = x - sparse_decode(values, indices, decoder, self.b_dec)
+        values, indices = sparse_encode(x, self.encoder, self.b_enc, self.recipe.k, self.recipe.chunk, into=self.encoder.grad)
+        error = x - sparse_decode(values, indices, decoder, self.b_dec, into=decoder.grad)
         self.silent += len(x)
         self.silent[indices[values > 0]] = 0
         fvu = error.square().sum(1).mean() / variance

@@ -23,6 +23,7 @@ from emointerp.saliency.targets import Target, TowerTarget
 
 TOP = 99.5  # percentile of a map that is drawn as its largest value: a few pixels would darken all others
 COLOURS = "inferno"
+SMALL = 160  # pixels a side, up to which they are drawn as squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class SaliencyMap:
         shown = [("the picture", None)] + [("plain gradient", self.raw)] * (self.raw is not None) + [(self.method, self.map)]
         figure, axes = new_figure(1, len(shown), width=2.7 * len(shown), height=3.0)
         for axis, (title, values) in zip(axes, shown, strict=True):
-            axis.imshow(self.image if values is None else over(self.image, values))
+            _show(axis, self.image if values is None else over(self.image, values))
             axis.set_title(title, fontsize=10)
             axis.axis("off")
             if values is not None:
@@ -126,9 +127,14 @@ def plot_methods(target: Target, picture: Any, methods: Iterable[str] = tuple(ME
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, drawn) in zip(axes.flat, shown.items(), strict=False):
-        axis.imshow(drawn)
+        _show(axis, drawn)
         axis.set_title(name, fontsize=10)
     return figure
+
+
+def _show(axis: Any, image: Image.Image) -> None:
+    """A picture; of a small one the pixels are seen, as they are what the map tells of."""
+    axis.imshow(image, interpolation="nearest" if max(image.size) <= SMALL else "antialiased")
 
 
 def mass(values: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "row column"]) -> float:

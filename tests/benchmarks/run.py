@@ -1,6 +1,7 @@
 """Times the package beside other roads to the same numbers, and shows that they are the same.
 
-Models beside plain hooks, TransformerLens and nnsight; the SAE beside the dense form of the blog post it comes from.
+Models beside plain hooks, TransformerLens and nnsight; the SAE beside the dense form of the blog post it comes from;
+SmoothGrad beside Captum and the loop; a gallery beside a scan in memory.
 
     python tests/benchmarks/run.py [--only NAME ...] [--model NAME ...] [--seconds N] [--pairs N] [--json FILE]
 
@@ -17,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import gallery
 import sae_cases
+import saliency_cases
 from case import Section, measured, shown
 from subjects import Subject
 
-SECTIONS: tuple[Section, ...] = (cases.SECTION, sae_cases.SECTION)  # a file of cases adds its own here
+SECTIONS: tuple[Section, ...] = (
+    cases.SECTION,
+    sae_cases.SECTION,
+    saliency_cases.SECTION,
+    gallery.SECTION,
+)  # a file of cases adds its own here
 
 
 def main(arguments: list[str] | None = None) -> None:

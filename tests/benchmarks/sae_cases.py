@@ -1,7 +1,7 @@
 """The SAE beside the dense form of the blog post "Decoding Emotion in Vision-Language Models", with its sizes: d_in 1152, k 128.
 
 The dense form is the post's own code: all scores through a ReLU, `topk`, `scatter_` into zeros, and a second product as large as
-the first; its one matrix both reads and writes. SAELens lives in an environment of its own, where `tests/saelens_check.py` times it.
+the first; its one matrix both reads and writes. SAELens has an environment of its own, where `tests/saelens_check.py` times it.
 """
 
 from collections.abc import Callable

@@ -1,14 +1,12 @@
-"""SmoothGrad against Captum's NoiseTunnel and the blog's loop, all with the same noise; `run.py` registers the cases by name."""
+"""SmoothGrad against Captum's NoiseTunnel and the blog's loop, all with the same noise."""
 
-from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
 import torch
 from captum.attr import NoiseTunnel, Saliency
-from cases import Case, Peer
-from peers import Numbers
-from subjects import Subject
+from case import Case, Numbers, Peer, Section
+from subjects import SUBJECTS, Subject
 
 from emointerp.models import load_tower
 from emointerp.saliency import TowerTarget, smoothed_gradient, toward
@@ -49,4 +47,4 @@ def smoothgrad(subject: Subject) -> Case:
     )
 
 
-SALIENCY: dict[str, Callable[[Subject], Case]] = {"smoothgrad": smoothgrad}
+SECTION = Section(SUBJECTS, {"smoothgrad": smoothgrad})
