@@ -386,6 +386,12 @@ def test_the_untrained_tower_is_another_one_and_the_rest_is_shared(family):
     assert all(torch.isfinite(p).all() for p in fresh.values()) and twins[0].name == f"{vlm.name}, tower untrained"
 
 
+def kinds_of_one_thing() -> Embedded:
+    rng = np.random.default_rng(0)
+    kinds = pd.get_dummies(pd.Series(rng.choice(list("abc"), 90)), prefix="hat", prefix_sep=": ", dtype=float)
+    return Embedded(rng.standard_normal((90, 5)), kinds)
+
+
 def test_training_makes_factors_readable_and_spreads_them():
     """The control at small size: a tower of random weights tells few factors, and crowds its vectors into few dimensions."""
     vlm = load()
@@ -403,6 +409,7 @@ def test_training_makes_factors_readable_and_spreads_them():
         (lambda a, b: read_factors(a, replace(b, factors=0 * b.factors)), "Of 4 factors none varies in both sets"),
         (lambda a, b: interference(a, ["factor 0", "hat"]), "do not vary in hat; take factors"),
         (lambda a, b: interference(a, ["factor 0"]), "interference needs two or more"),
+        (lambda a, b: interference(kinds_of_one_thing(), ["hat: a", "hat: b"]), "hat: a, hat: b are kinds of one thing"),
     ],
 )
 def test_bad_input_is_said(call, words):

@@ -151,7 +151,7 @@ def best_by_chance(chosen: Any, elsewhere: Any, codes: Codes, others: Codes, lab
     if not (0 <= first <= 1 and 0 <= second <= 1):
         return not_yet(f"an AUROC lies between 0 and 1; {first:g} and {second:g} came.")
     best, luck = _by_chance(codes, others, np.asarray(list(labels), float), seed)
-    if abs(second - 0.5) > max(SLACK, 3 * luck.std()):
+    if abs(second - 0.5) > max(SLACK, 3 * luck.std()) or abs(second - first) < SLACK < second - 0.5:
         return not_yet(f"`elsewhere` is {second:.2f}: the labels mean nothing, so on pictures that did not choose, what is left?")
     if first < best.min() - SLACK:
         said = f"`chosen` is {first:.2f}: so good would one feature be. The best of {codes.d_hidden} is picked for being lucky."

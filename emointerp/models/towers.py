@@ -30,12 +30,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from emointerp.errors import InputError, ModelError
 from emointerp.models.images import to_image
-from emointerp.models.loading import BUNDLED, WEIGHTS, load
+from emointerp.models.loading import BUNDLED, HUB_OPTIONS, WEIGHTS, load
 from emointerp.models.patches import Size, grid, inside, seen_region, whole
 from emointerp.models.vlm import VLM
 
-DUAL = ("siglip", "siglip2", "clip")
-ALONE = ("siglip_vision_model", "siglip2_vision_model", "clip_vision_model")
+DUAL = ("siglip", "clip")
+ALONE = ("siglip_vision_model", "clip_vision_model")
 QWEN_SIDE = 16  # tokens a side: Qwen's towers take pictures of any size, and are given squares of one
 TEXT = "text side"
 
@@ -116,16 +116,21 @@ def load_tower(source: str | Path | VLM | Tower = "tiny", **options: Any) -> Tow
     if isinstance(source, VLM):
         return _of_vlm(source)
     name = str(source)
-    kind = None if name in BUNDLED else _kind(name)
+    kind = None if name in BUNDLED else _kind(name, _place(options))
     return _of_dual(name, **options) if kind in DUAL + ALONE else _of_vlm(load(name, **options))
 
 
-def _kind(name: str) -> str | None:
+def _kind(name: str, place: dict[str, Any]) -> str | None:
     """The type of a model, from its configuration; None where there is none to read, which `load` says in words."""
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        return AutoConfig.from_pretrained(name, **place).model_type
     except (OSError, ValueError):
         return None
+
+
+def _place(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that say which files are meant, for all that is opened beside the weights; remote code is never run."""
+    return {name: options[name] for name in HUB_OPTIONS if name in options} | {"trust_remote_code": False}
 
 
 # towers of VLMs
@@ -141,10 +146,9 @@ def _of_vlm(vlm: VLM) -> Tower:
     tiles = {"llava_next": 0, "llava_onevision": 0, "idefics3": -1, "smolvlm": -1}.get(kind)  # where the whole picture is
     region = partial(seen_region, image_processor=images) if kind == "llava" else whole
     tower = _square(vlm.name, vision, images, region, tiles)
-    bundled = WEIGHTS / f"{vlm.name}-text"
-    if vlm.name in BUNDLED and bundled.exists():
-        texts = SiglipTextModel.from_pretrained(bundled, dtype=torch.float32).to(vlm.device)
-        return replace(tower, _texts=_text_side(texts, vlm.tokenizer))
+    if vlm.name in BUNDLED:
+        texts = SiglipTextModel.from_pretrained(WEIGHTS / f"{vlm.name}-text", dtype=torch.float32).to(vlm.device)
+        return replace(tower, _texts=_text_side(texts, lambda: vlm.tokenizer))
     return tower
 
 
@@ -228,9 +232,10 @@ def unflattened(rows: Float[Tensor, "row values"], thw: Tensor, patch: int, merg
 
 def _of_dual(name: str, device: str | torch.device | None = None, **options: Any) -> Tower:
     """A SigLIP or CLIP of transformers; the pooled vectors are those that texts are compared to."""
+    place = _place(options)
     try:
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, **options).eval()
-        images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, **options | place).eval()
+        images = AutoImageProcessor.from_pretrained(name, **place)
     except (OSError, ValueError, ImportError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"Cannot open the tower {name!r}: {str(error).splitlines()[0][:200]}") from error
     model = model.to(device) if device else model
@@ -243,18 +248,22 @@ def _of_dual(name: str, device: str | torch.device | None = None, **options: Any
         return model.get_image_features(pixel_values=values).pooler_output
 
     width = getattr(model.config, "projection_dim", None) or tower.d
-    return replace(tower, d=width, model=model, _pooled=pooled, _texts=_text_side(model, AutoTokenizer.from_pretrained(name)))
+    texts = _text_side(model, lambda: AutoTokenizer.from_pretrained(name, **place))
+    return replace(tower, d=width, model=model, _pooled=pooled, _texts=texts)
 
 
-def _text_side(model: nn.Module, tokenizer: Any) -> Callable[[list[str]], Float[Tensor, "n d"]]:
-    """Sentences as the text half of a dual encoder pools them; SigLIP is used to texts padded to its full length."""
+def _text_side(model: nn.Module, tokenizer: Callable[[], Any]) -> Callable[[list[str]], Float[Tensor, "n d"]]:
+    """Sentences as the text half of a dual encoder pools them; SigLIP is used to texts padded to its full length.
+
+    The tokenizer is opened when a text is read: pictures need none.
+    """
     config = getattr(model.config, "text_config", model.config)
     read = getattr(model, "get_text_features", model)
     padded = {"padding": "max_length" if "siglip" in config.model_type else True, "padding_side": "right"}
 
     def texts(sentences: list[str]) -> Tensor:
         length = config.max_position_embeddings
-        made = tokenizer(sentences, truncation=True, max_length=length, return_tensors="pt", **padded)
+        made = tokenizer()(sentences, truncation=True, max_length=length, return_tensors="pt", **padded)
         given = {"input_ids": made["input_ids"].to(next(model.parameters()).device)}
         if "siglip" not in config.model_type:
             given["attention_mask"] = made["attention_mask"].to(given["input_ids"].device)

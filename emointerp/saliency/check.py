@@ -237,10 +237,8 @@ def _resized(values: Float[np.ndarray, "height width"], size: tuple[int, int]) -
 
 
 def _check_asked(settings: Mapping[str, Any], pictures: Sequence[Any], fill: str, numbers: tuple[int, ...]) -> None:
-    if not settings or RANDOM in settings:
-        raise InputError(
-            f"methods are {', '.join(settings) or 'none'}; name one or more of {', '.join(TOLD)} (random maps always come)."
-        )
+    if not settings or set(settings) & set(CONTROLS):
+        raise InputError(f"methods are {', '.join(settings) or 'none'}; name some of {', '.join(TOLD)} (controls always come).")
     if len(pictures) < 2:
         raise InputError(f"{len(pictures)} pictures came; a check needs two or more, better thirty.")
     if fill not in FILLS:

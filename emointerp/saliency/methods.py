@@ -1,10 +1,11 @@
 """The methods: each gives a number for every pixel of a picture, how much it matters for a target.
 
 Captum does plain gradient, input x gradient and integrated gradients. Our own are SmoothGrad (one batch of noisy copies and one
-backward pass of their sum is quicker than a loop, needs no global seed as Captum's does, and gives the same numbers), Grad-CAM (Captum's takes a layer's second axis for
-its channels; in a transformer that is the patches) and attention rollout (Captum has none).
+backward pass of their sum is quicker than a loop, needs no global seed as Captum's does, and gives the same numbers), Grad-CAM
+(Captum's takes a layer's second axis for its channels; in a transformer that is the patches) and attention rollout (Captum has
+none).
 
-Three maps tell of pixels: `gradient`, `smoothgrad` (never negative, mean over channels of a size), `input_x_gradient` and
+Four maps tell of pixels: `gradient`, `smoothgrad` (never negative, mean over channels of a size), `input_x_gradient` and
 `integrated_gradients` (signed, summed over channels). Two tell of tokens only, and are as coarse as these: `grad_cam`, `rollout`.
 Two are controls: `random_map` tells nothing; `picture_alone` asks no model and marks what differs from the mean colour, as any edge
 detector would (Adebayo et al. 2018 show how much that looks like an explanation).

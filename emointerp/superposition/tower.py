@@ -313,9 +313,11 @@ def interference(embedded: Embedded, factors: Sequence[str], draws: int = 200, s
         raise InputError(f"These pictures do not vary in {', '.join(unknown)}; take factors that `read_factors` names.")
     if len(factors) < 2:
         raise InputError(f"{len(factors)} factors came; interference needs two or more.")
+    apart = _apart(factors)
+    if not apart.any(1).all():
+        raise InputError(f"{', '.join(factors)} are kinds of one thing, which exclude each other; add a factor of another kind.")
     W, halves = _directions(embedded, factors), np.random.default_rng(seed).permutation(len(embedded.factors))
     first, second = (_directions(_some(embedded, rows), factors) for rows in np.array_split(halves, 2))
-    apart = _apart(factors)
     cosines = np.where(apart, W @ W.T, np.nan)
     np.fill_diagonal(cosines, np.nan)
     rng, centred = np.random.default_rng(seed), embedded.vectors - embedded.vectors.mean(0)
@@ -347,13 +349,17 @@ def _apart(factors: Sequence[str]) -> np.ndarray:
 
 
 def _mean_cosines(W: np.ndarray, rng: np.random.Generator, draws: int, apart: np.ndarray, like: np.ndarray | None) -> np.ndarray:
-    """Mean absolute cosine over the same pairs, for `draws` sets of as many random directions."""
-    pairs = apart & np.triu(np.ones_like(apart), 1).astype(bool)
+    """The same mean of the same pairs as for the factors, for `draws` sets of as many random directions."""
     means = []
     for _ in range(draws):
         drawn = random_directions(W[0], len(W), int(rng.integers(2**31)), like)
-        means.append(np.abs(drawn @ drawn.T)[pairs].mean())
+        means.append(_mean_cosine(np.where(apart, drawn @ drawn.T, np.nan)))
     return np.array(means)
+
+
+def _mean_cosine(cosines: np.ndarray) -> float:
+    """The mean over factors of what each has with the others."""
+    return float(np.nanmean(np.nanmean(np.abs(cosines), axis=1)))
 
 
 def _per_factor(factors: Sequence[str], cosines: np.ndarray, W: np.ndarray, reliability: np.ndarray) -> pd.DataFrame:

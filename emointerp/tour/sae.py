@@ -68,8 +68,9 @@ class _World:
 
     @cached_property
     def tree(self) -> FeatureTree:
-        """The features that stand out most for each emotion, on the scenes that directions come from."""
-        return feature_tree(self.sae.encode(self.fit), self.fit_labels, sae=self.sae, n=LEAVES, words=self.words)
+        """The features that stand out most for each emotion, on the scenes that directions come from; a word or two for each."""
+        short = {feature: words.partition(",")[0] for feature, words in self.words.items()}
+        return feature_tree(self.sae.encode(self.fit), self.fit_labels, sae=self.sae, n=LEAVES, words=short)
 
     def kept(self, vectors: Vectors) -> Float[np.ndarray, " n"]:
         """Which share of each vector's squared distance from the mean test vector its code rebuilds."""

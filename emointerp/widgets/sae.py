@@ -33,7 +33,7 @@ BUNDLED = {"whole pictures": "tiny", "patches": "tiny-patches"}
 
 @dataclass(frozen=True, eq=False)
 class ReadPictures:
-    """Scenes as an SAE reads them: codes, words for its features, and the emotions' directions."""
+    """Scenes as an SAE reads them: codes, a name for each feature that has one, and the emotions' directions."""
 
     sae: SAE
     scenes: Sequence[Scene] = field(repr=False)
@@ -46,7 +46,7 @@ class ReadPictures:
         """Scenes with a face, read by an SAE over whole pictures or over patches."""
         codes = picture_codes(sae, tower, scenes, progress=progress)
         told = feature_meanings(codes, factors=factor_table(scenes)).to_frame()
-        words = {i: words for i, words in zip(told.feature, told.words, strict=True) if words != UNNAMED}
+        words = {i: words.partition(",")[0] for i, words in zip(told.feature, told.words, strict=True) if words != UNNAMED}
         directions = emotion_directions(by_picture(codes)[0], [scene.emotion for scene in scenes])
         return cls(sae, scenes, codes, words, directions)
 
