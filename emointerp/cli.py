@@ -123,8 +123,10 @@ def evaluate(
     if len(seeds) > 1 and not world:
         raise InputError(f"A copy on disk takes one seed, which draws frames or rows; {len(seeds)} came.")
     if data and benchmark is Benchmark.emotic:
-        if method or veena or wheels or temperature:
-            raise InputError("EMOTIC is ranked, not answered: --method, --veena, --wheels and --temperature are not for it.")
+        others = {"--method": method, "--veena": veena, "--l-emo": l_emo is not None, "--wheels": wheels}
+        others |= {"--temperature": temperature, "--model": model != "tiny", "--dtype": dtype != "auto"}
+        if given := [name for name, there in others.items() if there]:
+            raise InputError(f"EMOTIC is ranked, not answered, by a tower in float32: {', '.join(given)} cannot be; use --tower.")
         options = {"view": view or "context", "n": n, "seed": seeds[0], "skip_missing": skip_missing}
         return _emotic(tower or "tiny", sae, device, data, out or Path("emointerp-emotic"), options)
     if tower or sae or view:

@@ -160,7 +160,14 @@ def write_columns(root, world, order=EMOTIONS[::-1]):
             box = whole(person.box)
             np.save(root / "img_arrs" / names["Arr_name"], np.asarray(picture.image))
             np.save(root / "img_arrs" / names["Crop_name"], np.asarray(picture.image.crop(box)))
-            row = {"Filename": picture.name, "Width": 128, "Height": 128, "Age": "Adult", "Gender": "Male"}
+            row = {
+                "Folder": picture.folder,
+                "Filename": picture.name,
+                "Width": 128,
+                "Height": 128,
+                "Age": "Adult",
+                "Gender": "Male",
+            }
             row |= dict(zip(("X_min", "Y_min", "X_max", "Y_max"), box, strict=True)) | names
             row |= {e: int(e in person.words) for e in order}
             rows.append(row | dict(zip((name.title() for name in VAD), person.vad, strict=True)))
@@ -183,7 +190,7 @@ def test_the_three_forms_give_the_same_frame(copies, world):
     read = {form: read_emotic(copy) for form, copy in copies.items()}
     assert {form: people.form for form, people in read.items()} == {form: form for form in WRITERS}
     expected = [
-        {"split": split, "image": picture.name, "bbox": tuple(whole(person.box))}
+        {"split": split, "image": f"{picture.folder}/{picture.name}", "bbox": tuple(whole(person.box))}
         | {e: int(e in person.words) for e in EMOTIONS}
         | dict(zip(VAD, person.vad, strict=True))
         for split in SPLITS
@@ -237,7 +244,7 @@ def test_people_who_lack_something_are_left_out_and_counted(tmp_path, world):
     lacking = [Person([50, 9, 50, 80], words, vad), Person(box, [], vad), Person(box, words, [1.0, np.nan, 3.0])]
     pictures.append(Picture("odd.png", FOLDERS[0], pictures[0].image, [*lacking, Person(box, words, vad)]))
     people = read_emotic(write_mat(tmp_path, {"val": pictures}, "Annotations"), splits=["val"])
-    assert people.unusable == {"val": 3} and people.table.image.tolist().count("odd.png") == 1
+    assert people.unusable == {"val": 3} and people.table.image.tolist().count("mscoco/images/odd.png") == 1
     assert "Left out for want of a box, an emotion or the three numbers: val 3." in people.summary
 
 
@@ -398,10 +405,48 @@ def test_another_tower_or_another_picture_is_never_taken_for_the_same(tower, tmp
 def test_a_picture_counts_in_one_split_only(tower, tmp_path, world):
     again = [*world["train"], Picture("copy.png", FOLDERS[0], world["test"][1].image, world["test"][1].people)]
     again.append(Picture(world["val"][2].name, FOLDERS[0], world["train"][0].image, world["val"][2].people))
+    fresh = Image.new("RGB", (128, 128), "green")
+    again.append(Picture(world["val"][4].name, FOLDERS[1], fresh, world["val"][4].people))  # the same name in another folder
     copy = write_mat(tmp_path, world | {"train": again})
-    scores, _, said = run_emotic(tower, None, copy, tmp_path / "out", progress=False)
+    scores, people, said = run_emotic(tower, None, copy, tmp_path / "out", progress=False)
     assert said == "Rows left out because their picture is also in a later split: train 2."
-    assert scores.pictures == 32
+    assert scores.pictures == 32 and people.table.split.value_counts().to_dict() == {"train": 49, "val": 32, "test": 32}
+    assert {f"{FOLDERS[1]}/{world['val'][4].name}", f"{FOLDERS[0]}/{world['val'][4].name}"} <= set(people.table.image)
+    assert people.picture(48).getpixel((0, 0)) == (0, 128, 0)  # places go with rows
+
+
+def test_a_split_without_people_is_named(tower, tmp_path, world):
+    nobody = [replace_people(world["val"][1], [])]
+    copy = write_mat(tmp_path / "a", world | {"val": nobody})
+    with pytest.raises(InputError, match="No one of val has an emotion, a box, the three numbers and a picture"):
+        run_emotic(tower, None, copy, tmp_path / "out", progress=False)
+    copy = write_mat(tmp_path / "b", {"train": world["train"][:6], "val": world["test"][:6], "test": world["test"][:6]})
+    with pytest.raises(InputError, match="No one of val is in a picture of its own"):
+        run_emotic(tower, None, copy, tmp_path / "out", progress=False)
+
+
+def replace_people(picture, words):
+    return replace(picture, people=[replace(person, words=words) for person in picture.people])
+
+
+def test_a_damaged_picture_is_named_or_skipped(tower, tmp_path, world):
+    copy = write_mat(tmp_path, world)
+    bad = copy / "emotic" / FOLDERS[1] / "train 1.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    words = r"The picture of person 2 \(from 0\), .*train 1.png, cannot be used: .*damaged.*--skip-missing"
+    for _ in range(2):  # what a run that skips has kept does not hide it
+        with pytest.raises(InputError, match=words):
+            run_emotic(tower, None, copy, tmp_path / "out", progress=False)
+        scores, people, _ = run_emotic(tower, None, copy, tmp_path / "out", skip_missing=True, progress=False)
+    assert people.damaged == (str(bad),) and people.table.split.tolist().count("train") == 47
+    assert f"Left out because they cannot be read: the people of 1 ({bad})." in people.summary
+    assert np.isfinite(scores.table.ap).all()
+
+
+def test_of_an_array_the_row_is_named(tower, tmp_path):
+    np.save(tmp_path / "a.npy", np.full((3, 8, 8, 3), np.nan))
+    with pytest.raises(InputError, match="person 0 .*a.npy, row 2, cannot be used: The array holds NaN"):
+        embedded(tower, [Place(tmp_path / "a.npy", row=2)], tmp_path / "v", progress=False)
 
 
 # the command line
@@ -453,7 +498,9 @@ BAD = {
     "no data": ([], "is needed there (emotic too)"),
     "no copy": (["--data", "."], "holds no copy of EMOTIC"),
     "not asked for": (["--benchmark", "world", "--sae", "tiny"], "--tower, --sae and --view go with --benchmark emotic"),
-    "methods": (["--data", ".", "--method", "vaf"], "EMOTIC is ranked, not answered"),
+    "methods": (["--data", ".", "--method", "vaf"], "EMOTIC is ranked, not answered, by a tower in float32: --method cannot be"),
+    "model": (["--data", ".", "--model", "a", "--dtype", "bfloat16"], "--model, --dtype cannot be; use --tower"),
+    "l-emo": (["--data", ".", "--l-emo", "0"], "--l-emo cannot be"),
     "view": (["--data", "COPY", "--sae", "none", "--view", "face"], "view is 'face'"),
     "wrong SAE": (["--data", "COPY", "--sae", "WRONG"], "reads vectors of width 5, and those given of tiny are 192 wide"),
 }

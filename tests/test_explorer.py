@@ -24,6 +24,7 @@ from emointerp.sae import SAE, Codes
 from emointerp.sae.tree import GRAY, NONE, FeatureTree, emotion_colors, feature_tree, initials
 from emointerp.widgets.explorer import FOLDER, Explorer, heat_bytes, page, payload, small_uri, top_pictures
 from emointerp.widgets.tinted import RAMP
+from emointerp.world import Scene
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "</script><script>alert(1)</script>\"'&<!-- 喜び \u2028"
@@ -130,6 +131,12 @@ def test_without_labels_no_feature_has_an_emotion():
     assert tree.leaves.difference.isna().all() and payload(tree)["leaves"]["difference"] == [None] * 3
 
 
+def test_the_codes_stay_as_they_are():
+    codes = codes_of(dense())
+    feature_tree(codes, LABELS, sae=sae(), n=8)
+    assert torch.equal(codes.dense(), dense())
+
+
 def test_which_features_are_shown():
     assert sorted(made(n=3).leaves.feature) == [0, 5, 6]  # the first of each emotion
     assert sorted(made(n=4, choose="activation").leaves.feature) == [0, 1, 4, 5]  # means over the pictures of their emotions
@@ -225,7 +232,7 @@ def test_the_figure_has_a_dot_for_each_leaf_and_escapes_nothing_as_mathematics()
     assert np.linalg.norm(dots.get_offsets(), axis=1) == pytest.approx(1)
     said = [text.get_text() for text in axis.texts]
     assert any("$x$ and $" in text and text.split()[0] in ("J", "$x$") for text in said)
-    legend = [text.get_text() for text in axis.get_legend().get_texts()]
+    legend = [text.get_text() for text in axis.figure.legends[0].get_texts()]
     assert legend == ["F  fear (3)", "J  joy (3)", "neutral (1)", "no one emotion (1)"]
     figure.savefig(io.BytesIO())
 
@@ -329,6 +336,15 @@ def test_top_pictures_are_those_on_which_a_feature_fires_most():
     assert [float(shot[1][0, 0]) for shot in found] == [i + 5 for i in best]
     assert [shot[2] for shot in found] == [f"{float(dense()[i, 5]):.2f}" for i in best]
     assert top_pictures(codes_of(dense()), images)(8) == []
+
+
+def test_top_pictures_may_be_files_arrays_or_scenes(tmp_path):
+    picture(3).save(tmp_path / "a.png")
+    (best,) = top_pictures(codes_of(dense()), [tmp_path / "a.png"] * 60, k=1)(5)
+    assert best[0] == picture(3)
+    active = torch.eye(3)
+    found = top_pictures(Codes(*active.topk(1), 3), [str(tmp_path / "a.png"), np.asarray(picture(4)), Scene()])
+    assert [found(i)[0][0] for i in range(3)] == [picture(3), picture(4), Scene().image()]
 
 
 def test_of_patch_codes_the_heat_map_is_the_features_own():

@@ -517,6 +517,7 @@ def test_folders_that_hold_something_else(collection, tmp_path, tower, saes):
     (tmp_path / "g/thesis.tex").touch()
     with pytest.raises(InputError, match="g holds 'thesis.tex' but no gallery.json: it is no gallery"):
         index(tmp_path / "g", collection, tower, saes["pooled"], progress=False)
+    assert [file.name for file in (tmp_path / "g").iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="There is no gallery in .*; emointerp index makes one"):
         Gallery.open(tmp_path / "g")
     for text in ("{", "[]", json.dumps({"format": "emointerp gallery", "version": 9})):
@@ -549,6 +550,13 @@ def test_two_processes_do_not_write_in_one_gallery(collection, tmp_path, tower, 
     assert index(tmp_path / "g", collection, tower, saes["pooled"], progress=False).added == 21
 
 
+def test_a_disk_that_fails_is_not_taken_for_another_process(tmp_path):
+    made_of = settings.Settings("nowhere", {"probe": []}, {"fingerprint": "", "d_hidden": 8, "reads": "pooled"}, {})
+    (tmp_path / tables.LOCK).mkdir()  # DuckDB cannot open it
+    with pytest.raises(OutputError, match="Cannot write in .*Is a directory"), tables.Work.begun(tmp_path, made_of, "1GB"):
+        pass
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -560,6 +568,7 @@ def test_two_processes_do_not_write_in_one_gallery(collection, tmp_path, tower, 
 def test_settings_that_cannot_be(given, words, collection, tmp_path, tower, saes):
     with pytest.raises(InputError, match=words):
         index(tmp_path / "g", collection, tower, saes["pooled"], progress=False, **given)
+    assert not (tmp_path / "g").exists()
 
 
 # the command line, and Ray
@@ -585,7 +594,7 @@ def test_ray_gives_the_same_tables(collection, tmp_path, monkeypatch):
     """One test with Ray, whose start and stop take most of its time."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         far = index(tmp_path / "ray", collection, batch=4, engine="ray", progress=False)
         assert ray.is_initialized()  # it was there before
@@ -593,6 +602,18 @@ def test_ray_gives_the_same_tables(collection, tmp_path, monkeypatch):
         ray.shutdown()
     assert far.added == 21
     same(far.gallery, index(tmp_path / "local", collection, batch=4, progress=False).gallery)
+
+
+def test_where_nothing_is_left_to_read_no_ray_is_asked(pictures, monkeypatch):
+    monkeypatch.setattr(extraction, "_ray", stop)
+    assert list(extraction.with_ray([], pictures, "tiny", "tiny", None)) == []
+    with pytest.raises(KeyboardInterrupt):
+        list(extraction.with_ray([[extraction.Listed("a.png", 1, 1)]], pictures, "tiny", "tiny", None))
+
+
+def test_only_cuda_takes_a_gpu_of_ray():
+    given = ("cuda", "cuda:1", "cpu", "mps", None)
+    assert [extraction.resource(device) for device in given] == ["GPU", "GPU", "CPU", "CPU", "CPU"]
 
 
 def test_without_ray_the_engine_says_what_to_install(collection, tmp_path, tower, saes, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.sae import (
     SAE,
     Codes,
+    FactorScores,
     SaeRecipe,
     aurocs,
     best_features,
@@ -104,6 +106,24 @@ def test_candidates_that_bfloat16_cannot_tell_apart_are_done_in_full():
     missed = [set(some.tolist()) - set(at.tolist()) for some, at in zip(z.topk(8).indices, coarse, strict=True)]
     assert any(missed)  # candidates alone would be wrong
     assert torch.equal(sae.encode(x, candidates=12).dense() > 0, z > 0)
+
+
+def test_candidates_that_are_exact_do_not_hide_a_feature_that_bfloat16_rounds_away():
+    """Feature 0 scores 1.5 and is the best, by 1001.5 - 1000; in bfloat16 it is 0, and both candidates are exact there."""
+    rows, x = torch.tensor([[1001.5, -1000.0], [1.0, 0.0], [0.5, 0.0], [0.25, 0.0]]), torch.ones(1, 2)
+    assert rows[0].bfloat16().sum() == 0
+    assert SAE(rows, 1).encode(x, candidates=2).indices.item() == 0
+
+
+def test_no_full_score_is_above_the_bound_from_its_rough_one():
+    for scale, seed in itertools.product([1e-3, 1.0, 300.0], range(3)):
+        sae, x = random_sae(48, 500, 4, seed=seed, dtype=torch.float32), scale * noise(20, 48, seed=9, dtype=torch.float32)
+        rough, exact = sae._rough, x.double() @ sae.encoder.double().T + sae.b_enc.double()
+        coarse = torch.nn.functional.linear(x.bfloat16(), rough.rows, rough.bias).float()
+        most = torch.stack([rough.most(x, column) for column in coarse.T], 1)
+        assert (exact <= most).all() and (exact > coarse).any()
+        width = (most - coarse).mean() / (exact - coarse).abs().max()
+        assert 1 < width < 20  # and the bound is near enough to be of use
 
 
 def test_ties_keep_exactly_k_where_a_strict_threshold_keeps_too_few():
@@ -262,12 +282,12 @@ def test_restarts_bring_dead_features_back(monkeypatch, biases):
 
     def asleep(data, recipe):
         """All but 8 of 48 features begin so that they hardly ever fire."""
-        coder, variance = start(data, recipe)
+        coder, *told = start(data, recipe)
         if biases:
             coder.b_enc.data[8:] -= 4
         else:
             coder.encoder.data[8:] *= 0.01
-        return coder, variance
+        return coder, *told
 
     monkeypatch.setattr(learning, "_start", asleep)
     data, test = planted(2000)[0], planted(500, seed=1)[0]
@@ -280,7 +300,7 @@ def test_restarts_bring_dead_features_back(monkeypatch, biases):
 
 def test_the_losses_are_their_formulas():
     data, recipe = planted(50)[0], SaeRecipe(d_hidden=40, k=3, steps=1, dead_after=100, aux_k=6, revival="auxiliary")
-    coder, variance = learning._start(data, recipe)
+    coder, variance, _ = learning._start(data, recipe)
     assert variance == pytest.approx(float(data.var(0, correction=0).sum()), rel=1e-5)
     asleep = torch.arange(0, 40, 5)  # 8 of them, whatever they would do
     coder.silent[asleep] = 100 - 1
@@ -314,8 +334,10 @@ def test_training_on_what_cannot_be_learned_from_is_refused(tmp_path):
     train_sae(data, SMALL, tmp_path)
     with pytest.raises(InputError, match="was begun with recipe .* and cannot go on with .*another folder"):
         train_sae(data, SaeRecipe(**{**vars(SMALL), "k": 4}), tmp_path)
-    with pytest.raises(InputError, match=r"was begun with data \[50, 16\] and cannot go on with \[49, 16\]"):
+    with pytest.raises(InputError, match=r"was begun with data \[50, 16, .* and cannot go on with \[49, 16, "):
         train_sae(data[1:], SMALL, tmp_path)
+    with pytest.raises(InputError, match=r"was begun with data \[50, 16, .* and cannot go on with \[50, 16, "):
+        train_sae(data * 1.001, SMALL, tmp_path)
     (tmp_path / "sae.safetensors").write_bytes((tmp_path / "sae.safetensors").read_bytes()[:-100])
     with pytest.raises(InputError, match="is no whole checkpoint .*take it away to begin anew"):
         train_sae(data, SMALL, tmp_path)
@@ -387,6 +409,8 @@ def test_the_best_feature_is_found_and_judged_elsewhere():
     assert table.loc["hat", ["feature", "auroc", "prevalence"]].tolist() == [1, 1, 0.5]
     assert table.loc["rain", ["feature", "auroc", "prevalence"]].tolist() == [2, 1, 0.25]
     assert table.loc["hat", "held out"] == pytest.approx(0.625) and table.loc["rain", "held out"] == 0.5
+    holed = FactorScores(found.to_frame().replace({"held out": {0.5: np.nan}}))
+    assert holed.share(0.7) == 0 and holed.share(0.6) == 1  # 1.0 where it was chosen is no held-out number
     assert found.share(0.6) == 0.5 and best_features(codes, factors).share(0.6) == 1
     labels = [text.get_text() for text in found.plot().axes[0].get_yticklabels()]
     assert set(labels) == {"hat · 1", "rain · 2"}
@@ -450,6 +474,13 @@ def test_other_programs_compute_the_same_from_what_we_write(tmp_path, form, comp
     assert same(sae, load_sae(tmp_path), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["saelens", "sparsify"])
+def test_what_an_sae_reads_is_kept_in_the_forms_of_others(tmp_path, form):
+    said = {"tower": "tiny", "reads": "patches", "unit": True}
+    back = load_sae(save_sae(replace(random_sae(), about=said), tmp_path, form)).about
+    assert {name: back[name] for name in said} == said
+
+
 def saelens_folder(folder, **settings):
     tensors = {"W_enc": noise(6, 40), "W_dec": noise(40, 6, seed=1), "b_enc": noise(40, seed=2), "b_dec": noise(6, seed=3)}
     folder.mkdir(exist_ok=True)
@@ -509,6 +540,7 @@ def release(tmp_path_factory):
 def test_the_public_release_is_read(release):
     sae = load_sae(release)
     assert repr(sae) == "SAE(6 -> 40, top 5, untied, b_dec)" and sae.about["settings"]["d_emb"] == 6
+    assert (sae.about["reads"], sae.about["unit"]) == ("pooled", True)  # SigLIP's vectors come to it at length 1
     held, x = load_file(release.parent / "plain.safetensors"), noise(30, 6, dtype=torch.float32)
     scores = torch.relu(x @ held["up_proj.weight"].T)
     kept = torch.where(scores > scores.kthvalue(40 - 5, dim=-1, keepdim=True).values, scores, 0.0)  # as its model.py selects

@@ -1,6 +1,10 @@
 """The bundled SAEs: they open, read what they say they read, and keep the figures of their card on pictures of the test split."""
 
+import copy
+import json
 import re
+from functools import cache
+from multiprocessing import dummy
 
 import numpy as np
 import pytest
@@ -11,11 +15,19 @@ from torch.nn.functional import normalize
 
 from emointerp.models import WEIGHTS, load_tower
 from emointerp.sae import SaeRecipe, load_sae, picture_codes
-from emointerp.superposition import drawn_scenes, factor_table
+from emointerp.superposition import factor_table
 from emointerp.training import sae as stage
 from emointerp.training.vectors import PER_PICTURE, vectors
+from emointerp.world import Scene, face_scenes
 
 FOLDERS = {"tiny": "tiny-sae", "tiny-patches": "tiny-sae-patches"}
+N = 200  # pictures of either split on which the card is measured again
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """Pictures are drawn in threads here: to start a process takes longer than to draw what these tests need."""
+    monkeypatch.setattr("emointerp.training.data.get_context", lambda kind: dummy)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +36,18 @@ def tower():
 
 
 @pytest.fixture(scope="module")
-def found(tower):
+def drawn_once():
+    """Scenes and their pixels are drawn once for all tests here that ask for the same."""
+    with pytest.MonkeyPatch.context() as shared:
+        shared.setattr(stage, "face_scenes", cache(face_scenes))
+        shared.setattr(Scene, "pixels", cache(Scene.pixels))
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(tower, drawn_once):
     """What the card states, measured again on fewer pictures."""
-    return {name: stage.measured(load_sae(name), tower, n=300, seed=31) for name in FOLDERS}
+    return {name: stage.measured(load_sae(name), tower, N, seed=31) for name in FOLDERS}
 
 
 @pytest.mark.parametrize("name, reads", [("tiny", "pooled"), ("tiny-patches", "patches")])
@@ -42,7 +63,7 @@ def test_bundled_saes_are_tied_top_k_kept_in_half_and_read_in_full(name, reads):
 
 def test_codes_are_those_of_the_tower_written_out(tower):
     """On vectors of length 1, exactly the k largest scores, which are all positive here."""
-    sae, scene = load_sae("tiny"), drawn_scenes("test", 1, seed=3)[0]
+    sae, scene = load_sae("tiny"), face_scenes("test", 1, seed=3)[0]
     pixels = torch.from_numpy(scene.pixels().copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         x = normalize(tower.model(pixel_values=pixels).pooler_output, dim=-1)
@@ -72,7 +93,7 @@ def test_figures_of_the_card_hold_on_other_pictures_of_the_test_split(name, foun
 
 def test_a_factors_best_feature_is_scored_as_scikit_learn_scores_it(tower, found):
     table = found["tiny"][1].to_frame().set_index("factor")
-    scenes = drawn_scenes("test", 300, seed=31)
+    scenes = face_scenes("test", N, seed=31)
     code = picture_codes(load_sae("tiny"), tower, scenes, progress=False).feature(int(table.loc["subject: cat", "feature"]))
     expected = roc_auc_score(factor_table(scenes)["subject: cat"], code)
     assert table.loc["subject: cat", "held out"] == pytest.approx(expected)
@@ -105,9 +126,18 @@ def test_vectors_on_disk_are_the_towers_and_go_on_where_they_were_cut_off(tmp_pa
         cut.setattr("emointerp.training.vectors._read", stops_at(2))
         with pytest.raises(KeyboardInterrupt):
             vectors(tower.model, 10, run)
-    assert (run / "vectors-10-0.done.json").read_text() == "8"
+    assert json.loads((run / "vectors-10-0.done.json").read_text())["done"] == 8
     again = vectors(tower.model, 10, run)
     assert all((again[reads] == whole[reads]).all() for reads in whole)
+
+
+def test_vectors_of_another_tower_are_not_taken(tmp_path, tower):
+    first = vectors(tower.model, 4, tmp_path)["pooled"].copy()
+    other = copy.deepcopy(tower.model)
+    other.head.probe.data += 1
+    second = vectors(other, 4, tmp_path)["pooled"].copy()
+    assert not np.allclose(first, second, atol=1e-2)
+    assert np.array_equal(vectors(tower.model, 4, tmp_path)["pooled"], first)
 
 
 def stops_at(call):

@@ -20,11 +20,10 @@ from emointerp.sae.emotion import EmotionDirections
 from emointerp.sae.signifiers import MEAN, MIX, TEST, SignifierAudit
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.superposition import drawn_scenes
 from emointerp.tour import Job
 from emointerp.tour import sae as tour
 from emointerp.tour.report import _json, _plain
-from emointerp.world import sample
+from emointerp.world import face_scenes, sample
 
 MODULE = sys.modules["emointerp.widgets.sae"]
 NAMED, SAD = "sad", sample("test", 1, seed=6, emotions=("sadness",))[0].scene
@@ -177,7 +176,7 @@ def test_a_loss_that_random_features_cost_too_is_no_finding():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return drawn_scenes("test", 84)
+    return face_scenes("test", 84)
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +272,7 @@ def told():
 
 def test_the_tour_tells_pictures_in_features_as_the_formulas_say(told):
     sae = load_sae("tiny")
-    fit, test = drawn_scenes("direction", 210), drawn_scenes("test", 140)
+    fit, test = face_scenes("direction", 210), face_scenes("test", 140)
     x = vectors_of([SAD, *test])
     dense = dense_codes(sae, x)
     centred, emotions = centred_means(dense_codes(sae, vectors_of(fit)), fit)
@@ -311,7 +310,7 @@ def test_for_a_model_without_an_autoencoder_the_tour_says_so_and_measures_nothin
     def costly(*_):
         raise AssertionError("nothing should be read")
 
-    for name in ("load_tower", "load_sae", "drawn_scenes"):
+    for name in ("load_tower", "load_sae", "face_scenes"):
         monkeypatch.setattr(tour, name, costly)
     vlm = tiny_families.vlm(family)
     chapter = tour.chapter(vlm, Job((("noise", picture()),), EVENT))

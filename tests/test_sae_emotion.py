@@ -1,5 +1,7 @@
 """Emotion directions against dense arithmetic written out, scikit-learn's cosine and average precision, and a probe by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,11 +20,11 @@ from emointerp.sae.emotion import (
     check_apart,
     emotion_directions,
     emotion_scores,
-    face_scenes,
     label_table,
     resampled,
     weighted_ap,
 )
+from emointerp.world import face_scenes
 
 EMOTIONS = ["fear", "joy", "sadness"]
 
@@ -185,11 +187,15 @@ def result(parts, sae):
     return emotion_scores(*parts, sae, resamples=300)
 
 
+def unit(part):
+    return part.vectors / part.vectors.norm(dim=1, keepdim=True)
+
+
 def test_the_table_is_what_scikit_learn_says_of_each_method(parts, sae, result):
     fit, _, test = parts
     codes, held = sae.encode(fit.vectors), sae.encode(test.vectors)
     assert result.methods == ["SAE, centred", "SAE, raw", "dense mean, centred", "dense mean, raw", "linear probe"]
-    for name, x, asked in (("SAE", codes.dense(), held.dense()), ("dense mean", fit.vectors, test.vectors)):
+    for name, x, asked in (("SAE", codes.dense(), held.dense()), ("dense mean", unit(fit), unit(test))):
         x, asked = x.numpy(), asked.numpy()
         means = np.stack([x[fit.labels[e] == 1].mean(0) for e in EMOTIONS])
         for kind, directions in ((", raw", means), (", centred", means - means.mean(0))):
@@ -205,8 +211,8 @@ def test_the_table_is_what_scikit_learn_says_of_each_method(parts, sae, result):
 
 def test_the_probe_is_chosen_on_the_selection_part(parts, result):
     fit, selection, test = parts
-    scaler = StandardScaler().fit(fit.vectors)
-    x, chosen_on, asked = (scaler.transform(part.vectors) for part in parts)
+    scaler = StandardScaler().fit(unit(fit))
+    x, chosen_on, asked = (scaler.transform(unit(part)) for part in parts)
     maps, aps = {}, {}
     for C in STRENGTHS:
         models = [LogisticRegression(C=C, max_iter=300).fit(x, fit.labels[e]) for e in EMOTIONS]
@@ -229,9 +235,7 @@ def test_differences_are_paired(parts, result):
             drawn = result.draws[:, i].mean(1) - result.draws[:, 0].mean(1)
             assert summary.difference[method].low == pytest.approx(np.quantile(drawn, 0.025))
     wide = summary.mAP["linear probe"].high - summary.mAP["linear probe"].low
-    same = emotion_scores(
-        *parts, SAE(torch.eye(12), 12, b_enc=torch.full((12,), 50.0), b_dec=torch.full((12,), -50.0)), resamples=99
-    )
+    same = emotion_scores(*parts, SAE(torch.eye(12), 12, b_enc=torch.full((12,), 50.0), about={"unit": True}), resamples=99)
     twins = same.summary().difference["dense mean, centred"]
     assert twins.high - twins.low < wide  # nearly the same ranking: paired, the difference hardly varies
     assert summary.mAP["chance"].mean == pytest.approx(parts[2].labels.mean().mean())
@@ -257,10 +261,32 @@ def test_an_emotion_that_a_part_lacks_is_left_out_and_named(parts, sae):
 
 
 def test_vectors_are_brought_to_length_1_where_the_sae_wants_that(parts):
-    unit = SAE(torch.eye(12), 12, about={"unit": True})
+    of_length_1 = SAE(torch.eye(12), 12, about={"unit": True})
     longer = [Labelled(part.vectors * torch.linspace(1, 9, len(part.labels))[:, None], part.labels) for part in parts]
-    plain, scaled = (emotion_scores(*some, unit, resamples=20).table.ap.to_numpy() for some in (parts, longer))
+    plain, scaled = (emotion_scores(*some, of_length_1, resamples=20).table.ap.to_numpy() for some in (parts, longer))
     assert np.allclose(plain, scaled, atol=1e-3)
+
+
+def test_means_and_probe_are_the_same_beside_any_sae(parts):
+    """Raw vectors of other lengths go to an SAE that reads them so; what it is compared with does not change by it."""
+    longer = [Labelled(part.vectors * torch.linspace(1, 9, len(part.labels))[:, None], part.labels) for part in parts]
+    saes = (None, SAE(torch.eye(12), 4), SAE(torch.eye(12), 4, about={"unit": True}))
+    tables = [emotion_scores(*longer, sae, resamples=20).table.set_index(["method", "emotion"]).ap for sae in saes]
+    for table in tables[1:]:
+        pd.testing.assert_series_equal(table.loc[tables[0].index], tables[0])
+
+
+def test_intervals_of_the_mean_are_over_resamples_that_show_every_emotion(parts, sae):
+    fit, selection, test = parts
+    rare = test.labels.assign(joy=(np.arange(200) == 5) * 1.0)  # in 37% of the resamples its picture is not drawn
+    found = emotion_scores(fit, selection, Labelled(test.vectors, rare), sae, resamples=300)
+    whole = ~np.isnan(found.draws[:, 0, 1])
+    assert found.complete == whole.sum() and 0.5 < found.complete / 300 < 0.75
+    assert emotion_scores(*parts, sae, resamples=30).complete == 30
+    said = found.summary()
+    assert said.mAP["SAE, centred"].high == pytest.approx(np.quantile(found.draws[whole, 0].mean(1), 0.975))
+    nothing = replace(found, draws=np.full_like(found.draws, np.nan)).summary()
+    assert np.isnan(nothing.difference["linear probe"].low) and nothing.mAP["linear probe"].mean == said.mAP["linear probe"].mean
 
 
 def test_the_plot_says_what_was_ranked(result):

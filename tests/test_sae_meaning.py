@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from emointerp.errors import InputError
 from emointerp.models import load_tower
-from emointerp.sae import Codes
+from emointerp.sae import Codes, meaning
 from emointerp.sae.meaning import by_picture, feature_meanings, with_emotions, yes_or_no
 from emointerp.world import sample
 
@@ -63,6 +63,43 @@ def test_a_feature_that_fires_everywhere_is_named_by_its_strength():
     codes = Codes(values, torch.zeros(40, 1, dtype=torch.long), 2)
     words = [feature_meanings(codes, factors=pd.DataFrame({"subject: cat": there})).table["words"][0] for there in (cat, ~cat)]
     assert words == ["subject cat", "nothing named"]
+
+
+def test_what_fires_on_a_few_pictures_has_no_words():
+    """Of 40 random factors some are on all of any three pictures, and on few others; of five pictures too, held out or not."""
+    rng = np.random.default_rng(0)
+    tables = [pd.DataFrame((rng.random((200, 40)) < 0.3) * 1.0).add_prefix("f") for _ in range(2)]
+    dense = torch.zeros(200, 3)
+    dense[[3, 50, 90], 0] = 1.0
+    dense[:5, 1] = 1.0
+    dense[rng.permutation(200)[:60], 2] = 1.0
+    codes = Codes(*dense.topk(2), 3)
+    alone = feature_meanings(codes, factors=tables[0]).to_frame()
+    assert (alone["there"] - alone["elsewhere"])[0] > 0.5 and alone["words"][0] == "nothing named" != alone["words"][1]
+    held = feature_meanings(codes, factors=tables[0], held_out=(codes, tables[1])).to_frame()
+    assert held["words"].tolist() == ["nothing named"] * 3
+
+
+def test_held_out_numbers_are_cut_where_those_that_chose_were():
+    codes, factors = planted()
+    shifted = factors.assign(tears=np.where(factors["hat: cap"] > 0, 0.9, 0.5))  # all above the median of those that chose
+    told = feature_meanings(
+        codes, factors=factors.assign(tears=factors["tears"] + 0.01 * np.arange(60) / 60), held_out=(codes, shifted)
+    )
+    assert np.isnan(told.factors(HATS, None).set_index("factor").loc["tears: high", "held out"])
+    table = yes_or_no(shifted, like=factors)
+    assert list(table) == list(yes_or_no(factors)) and table["tears: high"].all()
+    assert list(yes_or_no(shifted.drop(columns="tears"), like=factors)) == ["subject: cat", "hat: cap"]
+
+
+def test_each_features_companion_is_the_first_that_goes_together(monkeypatch):
+    monkeypatch.setattr(meaning, "AT_ONCE", 7)
+    scores = torch.randn(80, 30, generator=torch.Generator().manual_seed(0)) - torch.linspace(0, 2, 30)
+    features = feature_meanings(Codes(*scores.relu().topk(6), 30))
+    first = [features.together(i, 1)["feature"].tolist() for i in features.table["feature"]]
+    assert features.table["with"].tolist() == [some[0] if some else -1 for some in first]
+    lonely = Codes(torch.ones(2, 1), torch.tensor([[0], [1]]), 3)
+    assert feature_meanings(lonely).table["with"].tolist() == [-1, -1]
 
 
 def test_how_often_and_how_strongly_a_feature_fires(features):

@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
@@ -13,20 +14,22 @@ from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.models import Tower
 from emointerp.sae import SAE
-from emointerp.sae.emotion import face_scenes
 from emointerp.sae.signifiers import (
     FACTORS,
     MEAN,
     MIX,
     SIGNIFIERS,
     TEST,
+    _compared,
+    _distinct,
     _label,
     _matched,
+    _removed,
     changed,
     mixed_scenes,
     signifier_audit,
 )
-from emointerp.world import Scene, identity
+from emointerp.world import Scene, face_scenes, identity
 from emointerp.world.face import PEOPLE
 from emointerp.world.setting import SIGNIFIERS as THINGS
 
@@ -67,7 +70,7 @@ def hand_made(weak_faces: float = 1.0):
 
 @pytest.fixture(scope="module")
 def audit():
-    return signifier_audit(*hand_made(0.3), fit=1200, scenes=80, ranked=1200, draws=30, flips=2000, progress=False)
+    return signifier_audit(*hand_made(0.3), fit=800, scenes=60, ranked=800, draws=30, flips=2000, progress=False)
 
 
 # one factor at a time
@@ -134,6 +137,8 @@ def test_parts_of_the_mix_share_no_identity():
     assert own > 0.15  # signifiers go with emotions here
     with pytest.raises(InputError, match="no part 'test' of the training mix; there are fit, audit, ranked"):
         mixed_scenes(1, 0, "test")
+    with pytest.raises(InputError, match="no emotion 'bogus' in the training mix; there are anger, .*neutral"):
+        mixed_scenes(1, emotion="bogus")
 
 
 # labels
@@ -161,11 +166,11 @@ def test_shares_are_the_formula_written_out(audit):
     def codes(scenes):
         return sae.encode(tower.pooled(tower.pixels(scenes))).dense().double().numpy()
 
-    told = mixed_scenes(1200, 0)
+    told = mixed_scenes(800, 0)
     z, emotions = codes(told), np.array([s.emotion for s in told])
     means = {e: z[emotions == e].mean(0) for e in FACES}
     c = means["joy"] - np.mean(list(means.values()), axis=0)
-    scenes = mixed_scenes(80, 0, "audit", "joy")
+    scenes = mixed_scenes(60, 0, "audit", "joy")
     rows = audit.features[audit.features.emotion == "joy"].set_index(["factor", "feature"])
     for factor in FACTORS:
         went = codes(scenes).mean(0) - codes([changed(s, factor, 0) for s in scenes]).mean(0)
@@ -204,13 +209,14 @@ def test_the_largest_share_that_passes_gives_the_label():
 def test_taking_signifiers_out_costs_where_they_go_with_emotions_and_helps_where_they_do_not(audit):
     rows = audit.ranking.set_index(["set", "emotion"])
     assert rows.loc[(MIX, MEAN), "difference"].high < 0 < rows.loc[(TEST, MEAN), "difference"].low
-    assert rows.loc[(TEST, MEAN), "p costs less"] < 0.05
+    assert rows.loc[(TEST, "sadness"), "p costs less"] < 0.05  # the others' signifiers outweigh all other features
+    assert np.isnan(rows.loc[(TEST, MEAN), "p costs less"])
     assert rows.loc[(TEST, "joy"), "features"] == len([f for kind in SIGNIFIERS for f in audit.labels("joy").get(kind, [])])
 
 
 def test_ap_is_scikit_learns_of_the_cut_direction(audit):
     sae, tower = hand_made(0.3)
-    scenes = face_scenes("test", 1200, 0)
+    scenes = face_scenes("test", 800, 0)
     z = sae.encode(tower.pooled(tower.pixels(scenes))).dense().numpy()
     c = audit.directions.vector("fear").numpy()
     cut = c.copy()
@@ -232,6 +238,27 @@ def test_random_sets_weigh_as_much():
     assert _matched(squares, 0.0, rng) == []
 
 
+def test_where_signifiers_outweigh_the_rest_there_is_no_rank(audit):
+    rows = pd.DataFrame({"emotion": "joy", "feature": [3, 1, 4, 2], "weight": [3.0, 2.0, 1.0, 0.5]})
+    rows["label"] = ["prop", "weather", "face", "none"]
+    sets = _removed(rows, audit.directions, 20, 0)["joy"]
+    assert sets[0].tolist() == [3, 1] and all(set(some) == {4, 2} for some in sets[1:]) and _distinct([sets]) == 1
+    aps, random = (np.linspace(0.7, 0.8, 11), np.linspace(0.5, 0.6, 11)), np.full(20, -0.05)
+    heavy, equal = (_compared(*aps, random, 40, 0.9, other) for other in (0.08, 0.85))
+    assert np.isnan([heavy["p costs more"], heavy["p costs less"]]).all() and heavy["random removed"] == 0.08
+    assert (equal["p costs more"], equal["p costs less"]) == (1 / 21, 1.0)
+    table = audit.ranking
+    far = (table["random removed"] - table.removed).abs() > 0.1 * table.removed
+    assert (table["p costs more"].isna() == far).all() and (table["p costs less"].isna() == far).all()
+    assert table.distinct.between(1, audit.draws).all()
+
+
+def test_distinct_sets_of_several_emotions_are_told_apart_together():
+    a, b = np.array([1]), np.array([2])
+    assert _distinct([[a, a, b, a, b], [b, a, a, b, b]]) == 4 and _distinct([[a, a, b], [b, a, a]]) == 2
+    assert _distinct([[a, np.array([1, 2]), np.array([2, 1])]]) == 1
+
+
 def test_figures_say_what_they_show(audit):
     figure = audit.plot()
     assert [axis.get_title() for axis in figure.axes] == ["What a direction is made of", "What changes it"]
@@ -249,3 +276,6 @@ def test_bad_questions_are_refused(audit):
         audit.labels("neutral")
     with pytest.raises(InputError, match="reads vectors of width 5, and those given of hand-made are 16 wide"):
         signifier_audit(SAE.random(5, 8, 2), hand_made()[1], fit=60, progress=False)
+    for name in ("fit", "scenes", "ranked", "draws"):
+        with pytest.raises(InputError, match=f"{name} is 0; expected 1 or more"):
+            signifier_audit(*hand_made(), **{name: 0}, progress=False)

@@ -18,7 +18,6 @@ from emointerp.superposition import (
     by_dimensions,
     dimensionality,
     dimensions_per_feature,
-    drawn_scenes,
     embed,
     factor_table,
     interference,
@@ -31,7 +30,7 @@ from emointerp.superposition import (
     train_toys,
     untrained,
 )
-from emointerp.world import Scene
+from emointerp.world import Scene, face_scenes
 
 
 def polygon(corners: int) -> torch.Tensor:
@@ -334,9 +333,9 @@ def test_factors_of_scenes():
 
 
 def test_scenes_to_measure_have_faces_and_are_as_many_as_asked():
-    scenes = drawn_scenes("test", 40)
+    scenes = face_scenes("test", 40)
     assert len(scenes) == 40 and all(scene.has_face for scene in scenes)
-    assert scenes == drawn_scenes("test", 40) and scenes != drawn_scenes("test", 40, seed=1)
+    assert scenes == face_scenes("test", 40) and scenes != face_scenes("test", 40, seed=1)
 
 
 def test_thumbnails_are_means_of_the_pixels():
@@ -395,7 +394,7 @@ def kinds_of_one_thing() -> Embedded:
 def test_training_makes_factors_readable_and_spreads_them():
     """The control at small size: a tower of random weights tells few factors, and crowds its vectors into few dimensions."""
     vlm = load()
-    scenes = drawn_scenes("direction", 240), drawn_scenes("test", 120)
+    scenes = face_scenes("direction", 240), face_scenes("test", 120)
     trained, fresh = ([embed(model, some, progress=False) for some in scenes] for model in (vlm, untrained(vlm)))
     good = read_factors(*trained).readable
     assert len(good) > 4 * len(read_factors(*fresh).readable)

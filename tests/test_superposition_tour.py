@@ -8,10 +8,11 @@ import pytest
 import tiny_families
 
 from emointerp.models import load
-from emointerp.superposition import drawn_scenes, embed, read_factors
+from emointerp.superposition import embed, read_factors
 from emointerp.tour import superposition
 from emointerp.tour.chapter import Job
 from emointerp.tour.report import _json, _plain
+from emointerp.world import face_scenes
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_the_bundled_tower_reads_more_than_its_controls_and_says_so(small):
     vlm = load()
     made = superposition.chapter(vlm, Job((), ""))
     readable = {name: counted["factors"] for name, counted in made.results["readable"].items()}
-    truth = read_factors(*(embed(vlm, drawn_scenes(split, n), progress=False) for split, n in (("direction", 160), ("test", 80))))
+    truth = read_factors(*(embed(vlm, face_scenes(split, n), progress=False) for split, n in (("direction", 160), ("test", 80))))
     assert readable["tower"] == len(truth.readable) > 15
     assert max(count for name, count in readable.items() if name != "tower") < readable["tower"] / 3
     first, control, apart = made.summary

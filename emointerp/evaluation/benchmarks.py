@@ -4,8 +4,9 @@ copy of EMOTIC, on which emotion directions are fitted and rank pictures."""
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +32,7 @@ from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
 from emointerp.evaluation.tables import NONE, RATES, Evaluation
 from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
-from emointerp.sae.emotion import EmotionScores, Labelled, emotion_scores
+from emointerp.sae.emotion import SPARSE, EmotionScores, Labelled, emotion_scores
 from emointerp.sae.value import SAE
 from emointerp.statistics import Interval
 from emointerp.world import Scene
@@ -146,7 +148,8 @@ def run_emotic(
     `view`: the whole picture ("context") or the person ("body"); `n`: so many people of each split, drawn by the seed. Vectors are
     kept in `folder`, `AT_ONCE` pictures a file, so that a run that was stopped goes on there. A picture, by its name or to the last
     bit of its vector, counts in one split only: it is left out of val and train if it is in test, and of train if it is in val.
-    Gives the scores, the people that were scored, and how many rows were left out so.
+    Gives the scores, the people behind them, and how many rows were left out so. InputError where a split has no one, or a picture
+    cannot be read; with `skip_missing` its people are left out.
     """
     if view not in VIEWS:
         raise InputError(f"view is {view!r}; expected {' or '.join(map(repr, VIEWS))}.")
@@ -154,30 +157,51 @@ def run_emotic(
         sae.check(tower.d, tower.name)  # refused before hours of work
     people = read_emotic(data, form, skip_missing=skip_missing)
     people = people if n is None else people.drawn(n, seed)
-    vectors = embedded(tower, people.places[view], Path(folder) / "vectors", progress)
-    splits = {name: np.flatnonzero(people.table.split == name) for name in SPLITS}
-    parts = {name: _labelled(people.some(rows), vectors[torch.from_numpy(rows)]) for name, rows in splits.items()}
-    parts, said = _apart(parts)
-    return emotion_scores(parts["train"], parts["val"], parts["test"], sae, seed=seed), people, said
+    _by_split(people, "has an emotion, a box, the three numbers and a picture")
+    vectors = embedded(tower, people.places[view], Path(folder) / "vectors", progress, skip_missing)
+    people, vectors = _readable(people, vectors, view)
+    rows = _by_split(people, "has a picture that can be read")
+    rows, said = _apart(Labelled(vectors, people.labels, tuple(people.table.image)), rows)
+    kept = np.sort(np.concatenate(list(rows.values())))
+    people, vectors = people.some(kept), vectors[torch.from_numpy(kept)]
+    rows = _by_split(people, "is in a picture of its own")
+    parts = [Labelled(vectors, people.labels, tuple(people.table.image)).some(rows[name]) for name in SPLITS]
+    return emotion_scores(*parts, sae, seed=seed), people, said
 
 
-def _labelled(people: Emotic, vectors: Float[Tensor, "n d"]) -> Labelled:
-    return Labelled(vectors, people.labels, tuple(people.table.image))
+def _by_split(people: Emotic, what: str) -> dict[str, np.ndarray]:
+    """The rows of each split; InputError, in words, where one has none."""
+    rows = {name: np.flatnonzero(people.table.split == name) for name in SPLITS}
+    if empty := [name for name, some in rows.items() if not len(some)]:
+        raise InputError(f"No one of {' and '.join(empty)} {what}; complete the copy: train, val and test are all needed.")
+    return rows
 
 
-def _apart(parts: dict[str, Labelled]) -> tuple[dict[str, Labelled], str]:
-    """Splits without the pictures of a later one, and how many rows that took."""
-    kept, left = {"test": parts["test"]}, {}
+def _readable(people: Emotic, vectors: Float[Tensor, "n d"], view: str) -> tuple[Emotic, Float[Tensor, "n_good d"]]:
+    """Without the people whose pictures have no vector, who are counted."""
+    good = vectors.isfinite().all(1)
+    damaged = dict.fromkeys(str(people.places[view][i]) for i in (~good).nonzero()[:, 0].tolist())
+    return replace(people.some(np.flatnonzero(good.numpy())), damaged=tuple(damaged)), vectors[good]
+
+
+def _apart(people: Labelled, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """The rows of splits without those whose picture is in a later one, and how many that took."""
+    kept, left = {"test": rows["test"]}, {}
     for name in ("val", "train"):
-        shared = {row for later in kept.values() for row in parts[name].same_as(later)}
-        kept[name] = parts[name].some([i for i in range(len(parts[name].labels)) if i not in shared])
+        shared = {i for later in kept.values() if len(later) for i in people.some(rows[name]).same_as(people.some(later))}
+        kept[name] = np.delete(rows[name], sorted(shared))
         left[name] = len(shared)
     told = ", ".join(f"{name} {count:,}" for name, count in left.items() if count)
     return kept, f"Rows left out because their picture is also in a later split: {told}." if told else ""
 
 
-def embedded(tower: Tower, places: Sequence[Place], folder: str | Path, progress: bool = True) -> Float[Tensor, "n d"]:
+def embedded(
+    tower: Tower, places: Sequence[Place], folder: str | Path, progress: bool = True, skip: bool = False
+) -> Float[Tensor, "n d"]:
     """A tower's vectors of pictures on disk, each picture opened once, kept in files of `AT_ONCE`.
+
+    InputError, with its row and file, where a picture cannot be read, or the tower's numbers for it are not finite; with `skip` its
+    vector is NaN.
 
     A file's name is a hash of the tower (its name, and its vector of a drawn scene) and of what lies where (names, sizes, times):
     what has changed is done anew. Our own few lines, because a run must go on where it was cut off.
@@ -192,14 +216,39 @@ def embedded(tower: Tower, places: Sequence[Place], folder: str | Path, progress
         key = hashlib.sha256(json.dumps([sign, [_stamp(place) for place in some]]).encode()).hexdigest()
         file = folder / f"{key[:24]}.safetensors"
         held = _held(file, len(some), tower.d)
-        if held is None:
-            held = tower.embed([place.open() for place in some], progress=False)
+        if held is None or not (skip or held.isfinite().all()):
+            held = _vectors(tower, some, places, skip)
             with _writing(folder):
                 save_file({"vectors": held}, file.with_suffix(".part"))
                 os.replace(file.with_suffix(".part"), file)
         rows.append(held)
     at = {place: i for i, place in enumerate(unique)}
     return torch.cat(rows)[[at[place] for place in places]]
+
+
+def _vectors(tower: Tower, some: Sequence[Place], places: Sequence[Place], skip: bool) -> Float[Tensor, "n d"]:
+    """A vector of each picture, NaN where there is none."""
+    opened = [_opened(place) for place in some]
+    good = [i for i, found in enumerate(opened) if not isinstance(found, str)]
+    vectors = torch.full((len(some), tower.d), torch.nan)
+    if good:
+        vectors[good] = tower.embed([opened[i] for i in good], progress=False)
+    if not (skip or (finite := vectors.isfinite().all(1)).all()):
+        first = int(finite.int().argmin())
+        reason = opened[first] if isinstance(opened[first], str) else "The tower's numbers for it are not finite."
+        where = f"The picture of person {places.index(some[first])} (from 0), {some[first]}, cannot be used"
+        raise InputError(f"{where}: {reason} Mend it, or leave its people out with skip_missing=True (--skip-missing).")
+    return vectors
+
+
+def _opened(place: Place) -> Image.Image | str:
+    """A picture, or why there is none: damaged files make Pillow's readers raise almost anything."""
+    try:
+        return place.open()
+    except InputError as error:
+        return str(error)
+    except Exception as error:
+        return f"It is damaged ({type(error).__name__}: {error})."
 
 
 def _stamp(place: Place) -> list[Any]:
@@ -229,7 +278,7 @@ def write_emotic(scores: EmotionScores, people: Emotic, said: str, folder: str |
     pages = [f"## {title}\n\n{_markdown(table)}\n\n{body}" for title, table, body in zip(titles, tables, bodies, strict=True)]
     texts["table.md"] = "\n\n".join(page.strip() for page in pages) + "\n"
     for name, S in scores.directions.items():
-        if name == "SAE":
+        if name == SPARSE:
             texts["features.csv"] = pd.concat([S.top_features(e, 20) for e in S.emotions]).to_csv(index=False)
     with _writing(folder):
         for name, text in texts.items():

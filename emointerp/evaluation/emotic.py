@@ -21,7 +21,7 @@ import ast
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,9 @@ class Place:
     row: int | None = None
     box: Box | None = None
 
+    def __str__(self) -> str:
+        return str(self.file) if self.row is None else f"{self.file}, row {self.row}"
+
     def open(self) -> Image.Image:
         """The picture, RGB."""
         if self.file.suffix == ".npy":
@@ -95,9 +98,10 @@ class Place:
 class Emotic:
     """People of EMOTIC. `table` has a row a person: split, image, bbox, a 0/1 column an emotion, valence, arousal, dominance.
 
-    bbox: left, top, right, bottom in pixels of the picture. `places` say where the pictures of the rows are, by view; `form` how
-    the copy lies on disk. `unusable`: people left out, by split, for want of a box, an emotion or the three numbers; `missing`:
-    files that were not there, whose people are left out too.
+    image: the picture's name with its folder, "mscoco/images/1.jpg"; without one where a copy tells none, which makes pictures of
+    one name one. bbox: left, top, right, bottom in pixels of the picture. `places` say where the pictures of the rows are, by view;
+    `form` how the copy lies on disk. `unusable`: people left out, by split, for want of a box, an emotion or the three numbers;
+    `missing`: files that were not there, whose people are left out too; `damaged`: those that could not be read.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -105,6 +109,7 @@ class Emotic:
     form: str
     unusable: Mapping[str, int] = field(default_factory=dict)
     missing: tuple[str, ...] = field(default=(), repr=False)
+    damaged: tuple[str, ...] = field(default=(), repr=False)
 
     def to_frame(self) -> pd.DataFrame:
         """A row a person."""
@@ -154,6 +159,8 @@ class Emotic:
             lines.append(f"Left out for want of a box, an emotion or the three numbers: {', '.join(left)}.")
         if self.missing:
             lines.append(f"Left out for want of their files: the people of {len(self.missing):,} ({_listed(self.missing)}).")
+        if self.damaged:
+            lines.append(f"Left out because they cannot be read: the people of {len(self.damaged):,} ({_listed(self.damaged)}).")
         return " ".join(lines)
 
     def plot(self) -> Figure:
@@ -251,6 +258,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
+def _identity(folder: str, name: str) -> str:
+    """A picture's name with its folder: the collections that EMOTIC was made of number their pictures alike."""
+    return PurePosixPath(folder, name).as_posix()
+
+
 def _key(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
@@ -312,7 +324,8 @@ def _of_entry(entry: Mapping[str, Any], split: str, root: Path, where: str) -> I
     for person in _many(entry["person"]):
         box = _boxed(person["body_bbox"], width, height)
         words = [word.strip() for word in _categories(person)]
-        yield _Person(split, file.name, box, _by_name(words, where), _numbers(person), Place(file), Place(file, box=box))
+        name = _identity(str(entry["folder"]), str(entry["filename"]))
+        yield _Person(split, name, box, _by_name(words, where), _numbers(person), Place(file), Place(file, box=box))
 
 
 def _many(found: Any) -> list[Any]:
@@ -377,7 +390,8 @@ def _of_row(row: Mapping[str, str], split: str, i: int, files: Mapping[str, Path
         ) from None
     emotions = _by_name(words, where)
     context, body = (Place(files[view], row=i) for view in VIEWS)
-    return _Person(split, row["Filename"], box, emotions, vad if len(vad) == 3 else (math.nan,) * 3, context, body)
+    name = _identity(row.get("Folder", ""), row["Filename"])
+    return _Person(split, name, box, emotions, vad if len(vad) == 3 else (math.nan,) * 3, context, body)
 
 
 def _check_arrays(people: Sequence[_Person], arrays: Mapping[str, np.ndarray], files: Mapping[str, Path]) -> None:
@@ -409,10 +423,10 @@ def _from_columns(root: Path, splits: Sequence[str]) -> Iterator[_Person]:
         if not np.isin(emotions, (0, 1)).all():
             at = np.argwhere(~np.isin(emotions, (0, 1)))[0]
             raise InputError(f"{file}, row {at[0] + 1}: {columns[at[1]]} is {emotions[tuple(at)]:g}; expected 0 or 1.")
-        for i, row in enumerate(table[["Filename", "Arr_name", "Crop_name"]].itertuples(index=False)):
-            context, body = (Place(root / "img_arrs" / name) for name in row[1:])
-            box = _boxed(boxes[i], *sizes[i])
-            yield _Person(split, row[0], box, tuple(emotions[i].tolist()), tuple(vad[i].tolist()), context, body)
+        for i, row in enumerate(table.to_dict("records")):
+            context, body = (Place(root / "img_arrs" / row[name]) for name in ("Arr_name", "Crop_name"))
+            box, name = _boxed(boxes[i], *sizes[i]), _identity(row.get("Folder", ""), row["Filename"])
+            yield _Person(split, name, box, tuple(emotions[i].tolist()), tuple(vad[i].tolist()), context, body)
 
 
 def _emotion_columns(table: pd.DataFrame, file: Path) -> list[str]:

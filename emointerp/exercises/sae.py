@@ -193,6 +193,8 @@ def what_it_costs(answer: Any, audit: SignifierAudit, emotion: str = MEAN, level
     rows = audit.ranking[audit.ranking.emotion == emotion].set_index("set")
     if rows.empty:
         raise InputError(f"There is no audit of {emotion!r}; there are {', '.join([*audit.emotions, MEAN])}.")
+    if rows[["p costs more", "p costs less"]].isna().any(axis=None):
+        raise InputError(f"No random sets of {emotion!r} weigh as much as its signifiers, so there is no control; take another.")
     if not isinstance(answer, Mapping) or any(answer.get(name) is None for name in (MIX, TEST)):
         return not_yet(f"give a word for each of {quoted((MIX, TEST))}, one of {quoted(COSTS)}; {answer!r} came.")
     for name in (MIX, TEST):

@@ -13,7 +13,8 @@
 | `counts.parquet` | a feature | feature |
 | `failures.parquet` | a file that could not be read, and why | path |
 
-The tables hang on the pictures and on nothing else: neither the order in which they were read, nor kills, nor engines show.
+The tables hang on the pictures and on the batches in which they were read: neither the order of these, nor kills, nor engines show.
+Other batches (another `batch`, or pictures that came later) change values in their last bits, and nothing else.
 """
 
 from emointerp.gallery.found import Found

@@ -133,21 +133,33 @@ def with_ray(
 ) -> Iterator[pa.Table]:
     """The tables of batches as Ray Data's actors finish them, in any order; each actor loads tower and SAE once.
 
-    A Ray that runs is used (`ray.init` before, or RAY_ADDRESS), else one is started on this machine for as long as it takes. All
-    machines must see the pictures, and towers and SAEs named by a path, under the same paths.
+    A Ray that runs is used (`ray.init` before, or RAY_ADDRESS), else one is started on this machine for as long as it takes; none
+    where there is nothing to read. All machines must see the pictures, and towers and SAEs named by a path, under the same paths.
     """
-    ray = _ray()
     rows = [{name: [getattr(f, name) for f in batch] for name in ("path", "size", "modified")} for batch in batches]
+    if not rows:
+        return
+    ray = _ray()
+    kind = resource(device)
     with _session(ray):
-        most = max(1, int(ray.cluster_resources().get("GPU" if device else "CPU", 1)))
+        most = max(1, int(ray.cluster_resources().get(kind, 1)))
         found = ray.data.from_items(rows).map(
             _Worker,
             fn_constructor_args=(folder, tower, sae, device),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(rows))),
-            **({"num_gpus": 1} if device else {"num_cpus": 1}),
+            **{"GPU": {"num_gpus": 1}, "CPU": {"num_cpus": 1}}[kind],
         )
         for row in found.iter_rows():
             yield pa.ipc.open_stream(row["table"]).read_all()
+
+
+def resource(device: str | None) -> str:
+    """Which of Ray's resources an actor takes one of.
+
+    >>> resource("cuda:0"), resource("cpu"), resource(None)
+    ('GPU', 'CPU', 'CPU')
+    """
+    return "GPU" if device and device.startswith("cuda") else "CPU"
 
 
 def _ray() -> ModuleType:

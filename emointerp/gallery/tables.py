@@ -26,6 +26,7 @@ from emointerp.gallery.listing import Listed
 from emointerp.gallery.settings import FILE, Settings, writing
 
 LOCK = ".lock.duckdb"
+LOCKED = ("Could not set lock", "Conflicting lock")  # DuckDB's words for a file that another process has
 OFFLINE = {"autoinstall_known_extensions": "false"}  # DuckDB fetches nothing
 IMAGES, FEATURES, COUNTS, FAILURES = "images.parquet", "features.parquet", "counts.parquet", "failures.parquet"
 CODES_A_GROUP, ENTRIES_A_GROUP = 2048, 122_880  # rows of images and of features that are read together
@@ -48,15 +49,13 @@ class Work:
     @contextmanager
     def begun(cls, folder: Path, settings: Settings, memory: str) -> Iterator["Work"]:
         """The folder, made where there is none, without what a killed run left behind; refused where it holds something else."""
+        _check_memory(memory)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        _check_folder(folder)  # before anything, the lock too, is put there
         with _locked(folder, memory) as connection:
             held = Settings.read(folder)
             if held is None:
-                if others := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
-                    raise InputError(
-                        f"{folder} holds {others[0]!r} but no {FILE}: it is no gallery. Give a new folder, or an empty one."
-                    )
                 settings.write(folder)
             else:
                 held.check_same(settings, folder)
@@ -194,6 +193,20 @@ def _failed(failures: Mapping[str, str]) -> pa.Table:
     return pa.table({"path": pa.array(failures.keys(), pa.string()), "reason": pa.array(failures.values(), pa.string())})
 
 
+def _check_folder(folder: Path) -> None:
+    """InputError where a folder holds something, and no gallery."""
+    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if others and Settings.read(folder) is None:
+        raise InputError(f"{folder} holds {others[0]!r} but no {FILE}: it is no gallery. Give a new folder, or an empty one.")
+
+
+def _check_memory(memory: str) -> None:
+    try:
+        duckdb.connect(config=OFFLINE | {"memory_limit": memory}).close()
+    except (duckdb.InvalidInputException, duckdb.ParserException) as error:
+        raise InputError(f"memory is {memory!r}; expected an amount like '2GB'. ({error})") from None
+
+
 @contextmanager
 def _locked(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that no other process can have at the same time: its file's lock goes when the process does, killed or not."""
@@ -201,10 +214,8 @@ def _locked(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
     config = OFFLINE | {"memory_limit": memory, "temp_directory": str(temporary)}
     try:
         connection = duckdb.connect(str(folder / LOCK), config=config)
-    except (duckdb.InvalidInputException, duckdb.ParserException) as error:
-        raise InputError(f"memory is {memory!r}; expected an amount like '2GB'. ({error})") from None
     except duckdb.IOException as error:
-        if "lock" in str(error):
+        if any(words in str(error) for words in LOCKED):
             raise OutputError(f"Another process is making the gallery in {folder}; wait until it is done.") from None
         raise OutputError(f"Cannot write in {folder}: {error}. Give another folder.") from None
     try:

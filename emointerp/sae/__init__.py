@@ -23,7 +23,6 @@ from emointerp.sae.emotion import (
     Labelled,
     emotion_directions,
     emotion_scores,
-    face_scenes,
     label_table,
 )
 from emointerp.sae.files import load_sae, save_sae
@@ -37,7 +36,7 @@ from emointerp.sae.value import SAE, Codes
 
 __all__ = [
     "Codes", "EmotionDirections", "EmotionScores", "FactorScores", "FeatureTree", "Features", "Labelled", "Quality", "SAE",
-    "SaeRecipe", "SignifierAudit", "aurocs", "best_features", "changed", "emotion_directions", "emotion_scores", "face_scenes",
+    "SaeRecipe", "SignifierAudit", "aurocs", "best_features", "changed", "emotion_directions", "emotion_scores",
     "feature_meanings", "feature_tree", "label_table", "load_sae", "mixed_scenes", "monosemanticity", "picture_codes",
     "quality", "save_sae", "signifier_audit", "train_sae", "with_emotions",
 ]  # fmt: skip

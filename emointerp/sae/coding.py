@@ -10,6 +10,7 @@ and memory that is new in every step, whose pages the system has to clear. So a 
 is to be added to (`into`), the same in every step, of which only the rows that fired are touched.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,48 @@ from torch.nn import functional as F
 
 TURNED = 512  # as many vectors and more are scored the usual way round
 BLOCK = 8192  # rows of a gradient, or of scores turned around, at a time
-SAFETY = 3  # an unseen score's rounding error is taken to be at most this many times the largest one seen in its row
+ROUNDED = 2.0**-8  # the largest share of a number that bfloat16 rounds away
+SUMMED = 2.0**-22  # and of a float32 sum, for each of its terms: four times the unit roundoff, because two sums are compared
+
+
+@dataclass(frozen=True, eq=False)
+class Rough:
+    """An encoder in bfloat16, and how far it lies from the one that it stands for.
+
+    `lost` is the largest length of what rounding took from a row, `longest` the length of the longest row, `bias_lost` and
+    `bias_largest` the same of the bias.
+    """
+
+    rows: Float[Tensor, "d_hidden d_in"]
+    bias: Float[Tensor, " d_hidden"] | None
+    lost: float
+    longest: float
+    bias_lost: float
+    bias_largest: float
+
+    @classmethod
+    def of(cls, encoder: Float[Tensor, "d_hidden d_in"], bias: Float[Tensor, " d_hidden"] | None) -> "Rough":
+        """Round, and measure what that took."""
+        encoder, bias = encoder.detach(), None if bias is None else bias.detach()
+        rows, parts = encoder.bfloat16(), encoder.split(BLOCK)
+        lost = max(float((part - some).norm(dim=1).max()) for part, some in zip(parts, rows.split(BLOCK), strict=True))
+        longest = max(float(part.norm(dim=1).max()) for part in parts)
+        if bias is None:
+            return cls(rows, None, lost, longest, 0.0, 0.0)
+        rounded = bias.bfloat16()
+        return cls(rows, rounded, lost, longest, float((bias - rounded).abs().max()), float(bias.abs().max()))
+
+    def most(self, x: Float[Tensor, "n d_in"], coarse: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What a full score can be at most where the one in bfloat16 is at most `coarse`, for each vector.
+
+        With w' and x' the rounded row and vector, `|w . x - w' . x'| <= |w - w'| |x'| + |w| |x - x'|` (Cauchy-Schwarz); to that
+        come the float32 sum's own error (at most `d_in` roundings) and two roundings of the result, before and after the bias.
+        """
+        rounded = x.bfloat16().to(x)
+        length = rounded.norm(dim=1)
+        inner = self.lost * length + self.longest * ((x - rounded).norm(dim=1) + x.shape[1] * SUMMED * length)
+        outer = ROUNDED * (2 * coarse.abs() + (self.bias_largest if self.bias is not None else 0))
+        return coarse + self.bias_lost + 1.01 * (inner + outer)  # 1.01: products of roundings, and those in this line
 
 
 def sparse_encode(
@@ -28,7 +70,7 @@ def sparse_encode(
     bias: Float[Tensor, " d_hidden"] | None,
     k: int,
     chunk: int | None = None,
-    rough: Float[Tensor, "d_hidden d_in"] | None = None,
+    rough: Rough | None = None,
     candidates: int = 0,
     negative: bool = False,
     into: Float[Tensor, "d_hidden d_in"] | None = None,
@@ -167,21 +209,21 @@ def _scores(x: Tensor, encoder: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _rescored(
-    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int | None, rough: Tensor, candidates: int
+    x: Tensor, encoder: Tensor, bias: Tensor | None, k: int, chunk: int | None, rough: Rough, candidates: int
 ) -> tuple[Tensor, Tensor]:
     """The same by scores in bfloat16, whose best `candidates` are scored again in full.
 
-    The selection is right where the k-th full score is above every score that was not looked at: above the lowest candidate's
-    rough score and `SAFETY` times the largest difference between rough and full seen in the row. Other rows are done in full.
+    The selection is right where the k-th full score is above every score that was not looked at. None of those is above
+    `rough.most` of the lowest candidate's rough score, which is a bound and no estimate, as long as products of bfloat16 are summed
+    in float32. Rows whose k-th score does not reach it are done in full.
     """
-    scores = F.linear(x.bfloat16(), rough, None if bias is None else bias.bfloat16())
+    scores = F.linear(x.bfloat16(), rough.rows, rough.bias)
     coarse, at = scores.topk(min(max(candidates, k), len(encoder)), sorted=False)
     fine = _read(encoder, at, x)
     fine = fine if bias is None else fine + bias[at]
-    error = (fine - coarse).abs().amax(1)
     values, kept = fine.topk(k)
     indices = at.gather(1, kept)
-    unsure = values[:, -1].clamp(min=0) <= coarse.amin(1) + SAFETY * error
+    unsure = ~(values[:, -1].clamp(min=0) > rough.most(x, coarse.amin(1).to(x)))
     if at.shape[1] < len(encoder) and unsure.any():
         values[unsure], indices[unsure] = _largest(x[unsure], encoder, bias, k, chunk)
     return values, indices

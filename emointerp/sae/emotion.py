@@ -2,7 +2,8 @@
 
 An emotion's direction is the mean code over the pictures labelled with it. Such means are nearly the same vector, because all
 pictures share much; less their own mean they tell the emotions apart, and that *centred* direction is the default. Whether
-features help at all is asked beside it: the same two means of the embeddings, and a linear probe, on the same pictures.
+features help at all is asked beside it: the same two means of the embeddings, and a linear probe, on the same pictures. These two
+read vectors of length 1, whatever the SAE reads, so that tables with other SAEs, or with none, compare.
 
 >>> labels = label_table(["joy", "fear", "joy", "fear"])
 >>> S = emotion_directions(torch.tensor([[1.0, 0.2], [0.8, 1.0], [1.0, 0.1], [0.9, 1.0]]), labels)
@@ -38,8 +39,7 @@ from emointerp.sae.coding import sparse_decode, sum_by_feature
 from emointerp.sae.reading import PATCHES
 from emointerp.sae.value import SAE, Codes
 from emointerp.statistics import Interval
-from emointerp.world import Scene, identity, sample
-from emointerp.world.splits import TRAIN_INTENSITY
+from emointerp.world import Scene, identity
 
 SPARSE, DENSE, PROBE = "SAE", "dense mean", "linear probe"
 CENTRED, RAW = ", centred", ", raw"
@@ -73,12 +73,6 @@ def label_table(labels: pd.DataFrame | Sequence[str] | Sequence[Iterable[str]]) 
         if strange := sorted(set(labels[emotion].unique()) - {0, 1}, key=str):
             raise InputError(f"The labels of {str(emotion)!r} hold {strange[0]}; expected 0 or 1 for each picture.")
     return labels.astype(float).reset_index(drop=True)
-
-
-def face_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
-    """`n` scenes with a face, expressions from faint to clear, of a split of the world, where nothing goes with an emotion."""
-    scenes = [example.scene for example in sample(split, n + n // 4 + 20, seed, intensity=TRAIN_INTENSITY)]
-    return [scene for scene in scenes if scene.has_face][:n]
 
 
 # directions
@@ -287,13 +281,26 @@ class EmotionScores:
         """The emotions that were scored."""
         return list(dict.fromkeys(self.table.emotion))
 
+    @property
+    def complete(self) -> int:
+        """In how many resamples every emotion is shown by some picture; an emotion of few pictures is missing from many."""
+        return int(self._whole.sum())
+
+    @property
+    def _whole(self) -> np.ndarray:
+        return ~np.isnan(self.draws).any((1, 2))
+
     def to_frame(self) -> pd.DataFrame:
         """A row an emotion and method."""
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row a method and one for chance: mAP, and its difference to the first method, as paired `Interval`s."""
-        means, drawn = self.table.groupby("method", sort=False).ap.mean(), np.nanmean(self.draws, 2)
+        """A row a method and one for chance: mAP, and its difference to the first method, as paired `Interval`s.
+
+        The intervals are over the `complete` resamples, in which every emotion is shown, so that each is a mean over the same
+        emotions; NaN where there is none, which takes many emotions of one or two pictures.
+        """
+        means, drawn = self.table.groupby("method", sort=False).ap.mean(), self.draws[self._whole].mean(2)
         rows = {}
         for i, method in enumerate(self.methods):
             rows[method] = {"mAP": _interval(means.iloc[i], drawn[:, i], self.pictures)}
@@ -328,16 +335,17 @@ def emotion_scores(
     """Fit directions and a probe on one part, choose the probe's strength on another, and rank the pictures of a third.
 
     Ranked by cosine to the mean code (with an `sae`), to the mean vector, each centred and raw, and by a logistic regression for
-    each emotion. Vectors are brought to length 1 where the SAE was trained on such. InputError where a picture is in two parts.
+    each emotion. Means and probe read vectors at length 1, the SAE what it was trained on. InputError where a picture is in two
+    parts.
     """
     check_apart(fit=fit, selection=selection, test=test)
     emotions, left_out = _scored(fit, selection, test)
-    parts = [_read(part, emotions, sae) for part in (fit, selection, test)]
-    fit, selection, test = parts
+    codes = [] if sae is None else [_encoded(sae, part) for part in (fit, test)]
+    fit, selection, test = (_read(part, emotions) for part in (fit, selection, test))
     directions, held = {DENSE: emotion_directions(fit.vectors, fit.labels)}, {DENSE: test.vectors}
     if sae is not None:
-        directions = {SPARSE: emotion_directions(_encoded(sae, fit), fit.labels)} | directions
-        held |= {SPARSE: _encoded(sae, test)}
+        directions = {SPARSE: emotion_directions(codes[0], fit.labels)} | directions
+        held |= {SPARSE: codes[1]}
     kinds = ((CENTRED, True), (RAW, False)) if len(emotions) > 1 else ((RAW, False),)
     scores = {name + kind: S.scores(held[name], centred) for name, S in directions.items() for kind, centred in kinds}
     strength, scores[PROBE] = _probe(fit, selection, test)
@@ -357,14 +365,9 @@ def _scored(*parts: Labelled) -> tuple[list[str], tuple[str, ...]]:
     return good, tuple(e for e in emotions if e not in good)
 
 
-def _read(part: Labelled, emotions: list[str], sae: SAE | None) -> Labelled:
-    """A part as the SAE reads it, with the labels that are scored."""
-    vectors = part.vectors.float()
-    if sae is not None:
-        check_pooled(sae)
-        sae.check(vectors.shape[1])
-        vectors = normalize(vectors, dim=-1) if sae.about.get("unit") else vectors
-    return replace(part, vectors=vectors, labels=part.labels[emotions])
+def _read(part: Labelled, emotions: list[str]) -> Labelled:
+    """A part at length 1, with the labels that are scored."""
+    return replace(part, vectors=normalize(part.vectors.float(), dim=-1), labels=part.labels[emotions])
 
 
 def check_pooled(sae: SAE) -> None:
@@ -375,7 +378,10 @@ def check_pooled(sae: SAE) -> None:
 
 @torch.no_grad()
 def _encoded(sae: SAE, part: Labelled) -> Codes:
-    codes = sae.encode(part.vectors, chunk=CHUNK)
+    check_pooled(sae)
+    sae.check(part.vectors.shape[1])
+    vectors = part.vectors.float()
+    codes = sae.encode(normalize(vectors, dim=-1) if sae.about.get("unit") else vectors, chunk=CHUNK)
     return Codes(codes.values.cpu(), codes.indices.cpu(), codes.d_hidden)
 
 
@@ -445,6 +451,8 @@ def weighted_ap(
 
 
 def _ends(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
+    if np.isnan(drawn).all():
+        return np.nan, np.nan
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 

@@ -9,6 +9,10 @@
 
 SAELens may, and sparsify always does, take `b_dec` from the input before encoding; that is `b_enc - encoder b_dec` in ours, the
 same sum in another order. SAELens' scores times the decoder's norms are rows of another length. Neither changes what it computes.
+
+What an SAE reads (`about["reads"]`, `about["unit"]`) is in our form, and in what we write for SAELens and sparsify, under
+"emointerp" in their settings, which those programs leave out when they write it again. Files by other hands
+do not say it; the release is known to read SigLIP's pooled vectors at length 1.
 """
 
 import json
@@ -42,6 +46,9 @@ def load_sae(path: str | Path) -> SAE:
 
     The release's encoder stays on disk, mapped into memory; its decoder is read and turned. Nothing in a file is run. InputError
     says what is missing, broken, not a top-k SAE, or asks for code.
+
+    SAELens' and sparsify's files by other hands do not say whether they read pooled vectors or patches, nor at what length; taken
+    are pooled vectors as they are. Otherwise say it: `replace(sae, about={**sae.about, "reads": "patches", "unit": True})`.
     """
     path = WEIGHTS / BUNDLED[str(path)] if str(path) in BUNDLED else Path(path)
     if path.is_file():
@@ -94,7 +101,7 @@ def _as_saelens(sae: SAE) -> tuple[tuple[str, str], Settings, Tensors]:
     settings = {
         "architecture": "topk", "d_in": sae.d_in, "d_sae": sae.d_hidden, "k": sae.k, "dtype": str(sae.encoder.dtype)[6:],
         "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False, "metadata": {},
+        "rescale_acts_by_decoder_norm": False, "metadata": {"emointerp": dict(sae.about)},
     }  # fmt: skip
     b_enc, b_dec = _biases(sae)
     return SAELENS, settings, {"W_enc": sae.encoder.T, "W_dec": sae.features, "b_enc": b_enc, "b_dec": b_dec}
@@ -109,7 +116,8 @@ def _from_saelens(settings: Settings, tensors: Tensors) -> SAE:
     if settings.get("rescale_acts_by_decoder_norm", False):
         norms = decoder.norm(dim=1)
         encoder, b_enc, decoder = encoder * norms[:, None], b_enc * norms, decoder / norms.clamp(min=1e-30)[:, None]
-    return SAE(encoder, settings["k"], decoder, b_enc, b_dec, {"form": "SAELens", "settings": dict(settings)})
+    said = dict(settings.get("metadata") or {}).get("emointerp", {})
+    return SAE(encoder, settings["k"], decoder, b_enc, b_dec, {**said, "form": "SAELens", "settings": dict(settings)})
 
 
 # sparsify
@@ -119,7 +127,7 @@ def _as_sparsify(sae: SAE) -> tuple[tuple[str, str], Settings, Tensors]:
     settings = {
         "activation": "topk", "expansion_factor": max(1, sae.d_hidden // sae.d_in), "normalize_decoder": False,
         "num_latents": sae.d_hidden, "k": sae.k, "multi_topk": False, "skip_connection": False, "transcode": False,
-        "d_in": sae.d_in,
+        "d_in": sae.d_in, "emointerp": dict(sae.about),
     }  # fmt: skip
     b_enc, b_dec = _biases(sae)
     tensors = {"encoder.weight": sae.encoder, "encoder.bias": b_enc + sae.encoder @ b_dec, "W_dec": sae.features, "b_dec": b_dec}
@@ -130,7 +138,7 @@ def _from_sparsify(settings: Settings, tensors: Tensors) -> SAE:
     _refuse(settings, {"activation": "topk", "skip_connection": False, "transcode": False, "signed": False, "embed_skip": False})
     encoder, b_dec = _float(tensors["encoder.weight"]), _float(tensors["b_dec"])
     b_enc = _float(tensors["encoder.bias"]) - encoder @ b_dec
-    about = {"form": "sparsify", "settings": dict(settings)}
+    about = {**settings.get("emointerp", {}), "form": "sparsify", "settings": dict(settings)}
     return SAE(encoder, settings["k"], _float(tensors["W_dec"]), b_enc, b_dec, about)
 
 
@@ -149,7 +157,7 @@ def _from_release(file: Path) -> SAE:
 def _of_release(settings: Settings, tensors: Tensors) -> SAE:
     encoder, decoder = _float(tensors["up_proj.weight"]), _float(tensors["down_proj.weight"]).T.contiguous()
     b_enc = _float(tensors["up_proj.bias"]) if settings.get("up_proj_bias") else None
-    about = {"form": "release", "settings": dict(settings)}
+    about = {"form": "release", "reads": "pooled", "unit": True, "settings": dict(settings)}
     return SAE(encoder, settings["top_k"], decoder, b_enc, _float(tensors["down_proj.bias"]), about)
 
 

@@ -15,6 +15,7 @@ it, and without help many features of a large SAE end so. Two remedies:
 Initialisation and decoder rows of unit length are Gao's; a tied SAE's rows stay free, because they also read.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -76,12 +77,13 @@ def train_sae(
 
     A batch depends on seed and step alone, so that a resumed run equals an uninterrupted one. Every `every` steps a checkpoint
     replaces the last and `name`.log.jsonl gets a line. `about` goes into the SAE. InputError where the folder's run had another
-    recipe or other data; EmointerpError where the loss stops being a number.
+    recipe or other data (another shape, or other numbers in the `SAMPLE` rows that are looked at); EmointerpError where the loss
+    stops being a number.
     """
-    coder, variance = _start(data, recipe)
+    coder, variance, fingerprint = _start(data, recipe)
     optimizer = torch.optim.Adam(coder.parameters(), lr=recipe.rate, eps=6.25e-10, fused=True)
     file = None if folder is None else Path(folder) / f"{name}.safetensors"
-    about_run = {"recipe": _fixed(recipe), "data": json.dumps(list(data.shape))}
+    about_run = {"recipe": _fixed(recipe), "data": json.dumps([*data.shape, fingerprint])}
     state = coder.state_dict()
     start = resume(file, state, optimizer, about_run) if file else 0
     progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, mininterval=10)
@@ -179,7 +181,8 @@ class _Coder(nn.Module):
         return SAE(k=self.recipe.k, about=about, **tensors)
 
 
-def _start(data: Vectors, recipe: SaeRecipe) -> tuple[_Coder, float]:
+def _start(data: Vectors, recipe: SaeRecipe) -> tuple[_Coder, float, str]:
+    """The weights before the first step, the vectors' variance, and a fingerprint of the rows that told it."""
     """Random unit features that look from the data's mean, and the data's variance about it."""
     if len(data) < 2:
         raise InputError(f"{len(data)} vectors came; an SAE needs at least two, and learns little from fewer than d_hidden.")
@@ -199,7 +202,7 @@ def _start(data: Vectors, recipe: SaeRecipe) -> tuple[_Coder, float]:
         with torch.no_grad():
             coder.b_dec.copy_(mean)
             coder.b_enc.copy_(-(first.encoder @ mean))
-    return coder, variance
+    return coder, variance, hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
 
 
 def _batch(data: Vectors, step: int, recipe: SaeRecipe) -> Float[Tensor, "batch d_in"]:

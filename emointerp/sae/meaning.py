@@ -3,12 +3,13 @@
 A name for a feature is a guess. So factors are chosen on some pictures and read on others (`held out`), and beside the share of a
 feature's pictures that have a factor stands the share among all others.
 
->>> codes = Codes(torch.tensor([[2.0], [3.0], [1.0], [1.0]]), torch.tensor([[7], [7], [4], [4]]), 9)
->>> features = feature_meanings(codes, factors=pd.DataFrame({"subject: cat": [1, 1, 0, 0], "tears": [0.0, 0.2, 0.0, 0.1]}))
+>>> codes = Codes(torch.tensor([2.0, 3.0, 1.0, 1.0]).repeat(3)[:, None], torch.tensor([7, 7, 4, 4]).repeat(3)[:, None], 9)
+>>> factors = pd.DataFrame({"subject: cat": [1, 1, 0, 0] * 3, "tears": [0.0, 0.2, 0.0, 0.1] * 3})
+>>> features = feature_meanings(codes, factors=factors)
 >>> features.to_frame()[["feature", "fires", "factor", "auroc", "words"]].to_numpy().tolist()
 [[4, 0.5, 'tears: high', 0.5, 'nothing named'], [7, 0.5, 'subject: cat', 1.0, 'subject cat']]
->>> features.top(7)["picture"].tolist()
-[1, 0]
+>>> features.top(7, 2)["picture"].tolist()
+[1, 5]
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.sparse import csc_matrix
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -34,6 +36,8 @@ from emointerp.sae.value import Codes
 RARE = 0.02  # a factor that fewer pictures have, or all but so few, is left out
 NAMED, SURPLUS = 0.5, 0.3  # words: factors that half of a feature's pictures have, and so many fewer of the others
 TOLD = 0.9  # and otherwise the factor of such an AUROC: a feature may fire nearly everywhere, and most where the factor is
+FEW = 5  # a feature that fires on fewer pictures has no words: what three pictures have in common is chance
+AT_ONCE = 1024  # features whose companions are counted at a time
 EMOTION = "emotion: "
 MARK = "#D55E00"
 
@@ -74,23 +78,34 @@ def by_picture(codes: Codes) -> tuple[Codes, Int[Tensor, "n k"] | None]:
     return Codes(strongest, which, codes.d_hidden), places
 
 
-def yes_or_no(factors: pd.DataFrame) -> pd.DataFrame:
+def yes_or_no(factors: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
     """Factors as 0/1 columns: a number becomes "name: high" and "name: low", above and below its median.
 
-    Columns that fewer than 2% of the pictures have, or all but so few, are left out.
+    Columns that fewer than 2% of the pictures have, or all but so few, are left out. With `like`, the factors of the pictures that
+    choose, medians and the columns that stay are theirs, so that a column means the same on both: give it for held-out pictures,
+    where a column may then be all 0 or all 1, and one whose factor is not in `factors` is left out.
 
     >>> yes_or_no(pd.DataFrame({"glasses": [0, 1, 0, 1], "tears": [0.0, 0.0, 0.0, 0.7]})).columns.tolist()
     ['glasses', 'tears: high']
+    >>> yes_or_no(pd.DataFrame({"tears": [0.3, 0.9]}), like=pd.DataFrame({"tears": [0.1, 0.2, 0.6]}))["tears: high"].tolist()
+    [1.0, 1.0]
     """
+    like = factors if like is None else like
     columns: dict[str, np.ndarray] = {}
-    for name, values in factors.items():
-        numbers = values.to_numpy(float)
-        if np.isin(numbers, (0, 1)).all():
-            columns[str(name)] = numbers
+    for name in (name for name in like if name in factors):
+        chosen, numbers = like[name].to_numpy(float), factors[name].to_numpy(float)
+        if np.isin(chosen, (0, 1)).all():
+            split = {str(name): (chosen, numbers)}
         else:
-            middle = np.median(numbers)
-            columns |= {f"{name}: high": (numbers > middle) * 1.0, f"{name}: low": (numbers < middle) * 1.0}
-    return pd.DataFrame({name: there for name, there in columns.items() if RARE <= there.mean() <= 1 - RARE})
+            middle = np.median(chosen)
+            split = {f"{name}: high": (chosen > middle, numbers > middle), f"{name}: low": (chosen < middle, numbers < middle)}
+        columns |= {name: there * 1.0 for name, (kept, there) in split.items() if RARE <= kept.mean() <= 1 - RARE}
+    return pd.DataFrame(columns, index=range(len(factors)))
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """The 0/1 columns that hold both."""
+    return [name for name in table if 0 < table[name].mean() < 1]
 
 
 def with_emotions(factors: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
@@ -110,9 +125,10 @@ class Features:
     - `factor`: the factor that it tells best, by `auroc`; `there` and `elsewhere`: which share of the pictures that fire it, and of
       the others, have the factor. `emotion` and `emotion auroc`: the same of emotions, which are kept apart.
     - `held out`, `there, held out`, `emotion, held out`: AUROC and share of these choices on pictures that did not make them.
-    - `captions`: the nearest sentences. `with`: the feature that most goes along.
+    - `captions`: the nearest sentences. `with`: the feature that most goes along, -1 where there is none.
     - `words`: up to three factors that most of its pictures have and few of the others; where there is none, the factor that it
-      tells by how strongly it fires.
+      tells by how strongly it fires. Where pictures are held out, it has to be so there too. "nothing named" for features that fire
+      on fewer than 5 pictures: with so many factors, some are on any three pictures by chance.
     """
 
     table: pd.DataFrame
@@ -157,16 +173,14 @@ class Features:
         the lift it is not largest for what is rarest.
         """
         row, _ = self._fired(feature)
-        n, counts = len(self.codes.values), self.codes.fired()
-        held = Codes(self.codes.values[row], self.codes.indices[row], self.codes.d_hidden).fired()
+        counts = self.codes.fired().numpy()
+        held = Codes(self.codes.values[row], self.codes.indices[row], self.codes.d_hidden).fired().numpy()
         held[feature] = 0
-        others = held.nonzero().flatten()
-        both = held[others].double() / n
-        lift = both / (counts[others].double() / n) / (len(row) / n)
-        npmi = torch.where(both < 1, lift.log() / -both.log(), 1.0)
-        order = npmi.argsort(descending=True, stable=True)[:most]
+        others = held.nonzero()[0]
+        lift, npmi = _association(held[others], counts[others], len(row), len(self.codes.values))
+        order = np.argsort(-npmi, kind="stable")[:most]
         columns = {"feature": others, "pictures": held[others], "lift": lift, "normalised PMI": npmi}
-        return pd.DataFrame({name: values[order].numpy() for name, values in columns.items()})
+        return pd.DataFrame({name: values[order] for name, values in columns.items()})
 
     def plot(self, feature: int, tower: Tower | None = None, most: int = 8, columns: int = 4) -> Figure:
         """A sheet of a feature's top pictures under its words; with the tower, the patch that a value comes from is framed."""
@@ -229,10 +243,8 @@ def feature_meanings(
     told = None if factors is None else _told(codes, factors, held_out)
     near = None if captions is None else _near(codes, embeddings, captions)
     table = _activity(codes, embeddings)
-    features = Features(table, codes, places, pictures, told, near)
     alive = table["feature"].tolist()
-    best = {"with": [features.together(i, 1)["feature"].tolist() for i in alive]}
-    best = {"with": [some[0] if some else -1 for some in best["with"]]}
+    best: dict[str, Any] = {"with": _companions(codes)[alive]}
     if near is not None:
         best["captions"] = ["; ".join(near.of(i, 3)["caption"]) for i in alive]
     if told is not None:
@@ -252,25 +264,60 @@ def _activity(codes: Codes, embeddings: Tensor | None) -> pd.DataFrame:
     return table
 
 
+# companions
+
+
+def _association(both: np.ndarray, one: Any, other: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lift and normalised PMI of features that fire on `one` and on `other` of `n` pictures, and on `both` together."""
+    share = both / n
+    lift = share / (one / n) / (other / n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return lift, np.where(share < 1, np.log(lift) / -np.log(share), 1.0)
+
+
+def _companions(codes: Codes) -> Int[np.ndarray, " d_hidden"]:
+    """Of each feature the one that `Features.together` names first, -1 where there is none, from a sparse product of the codes."""
+    row, column = (codes.values > 0).nonzero(as_tuple=True)
+    n, counts, best = len(codes.values), codes.fired().numpy(), np.full(codes.d_hidden, -1)
+    entries = (np.ones(len(row)), (row.numpy(), codes.indices[row, column].numpy()))
+    fired = csc_matrix(entries, (n, codes.d_hidden))
+    for first in range(0, codes.d_hidden, AT_ONCE):
+        both = (fired[:, first : first + AT_ONCE].T @ fired).tocoo()
+        apart = both.row + first != both.col
+        one, other, held = both.row[apart] + first, both.col[apart], both.data[apart]
+        npmi = _association(held, counts[one], counts[other], n)[1]
+        order = np.lexsort((other, -npmi, one))
+        features, at = np.unique(one[order], return_index=True)
+        best[features] = other[order][at]
+    return best
+
+
 # factors
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
-    """How each feature tells each factor, [factor, d_hidden]; what is held out is NaN where nothing was."""
+class _Held:
+    """The same on other pictures, [factor, d_hidden]; NaN for factors that do not vary there."""
 
-    names: list[str]
     auroc: np.ndarray
     there: np.ndarray
     elsewhere: np.ndarray
-    auroc_held: np.ndarray
-    there_held: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """How each feature tells each factor, [factor, d_hidden], and on how many pictures it fires."""
+
+    names: list[str]
+    fired: Int[np.ndarray, " d_hidden"]
+    auroc: np.ndarray
+    there: np.ndarray
+    elsewhere: np.ndarray
+    held: _Held | None
 
     def of(self, feature: int) -> pd.DataFrame:
         """A row a factor, the best first."""
-        columns = {"auroc": self.auroc, "there": self.there, "elsewhere": self.elsewhere}
-        columns |= {"held out": self.auroc_held, "there, held out": self.there_held}
-        table = pd.DataFrame({"factor": self.names} | {name: values[:, feature] for name, values in columns.items()})
+        table = pd.DataFrame({"factor": self.names} | {name: values[:, feature] for name, values in self._parts().items()})
         return table.sort_values("auroc", ascending=False, kind="stable")
 
     def best(self, alive: Int[np.ndarray, " alive"]) -> dict[str, Any]:
@@ -286,16 +333,30 @@ class _Told:
     def _chosen(self, alive: np.ndarray, among: np.ndarray, prefix: str) -> dict[str, Any]:
         """The best of some factors for each living feature."""
         at = np.flatnonzero(among)[self.auroc[among][:, alive].argmax(0)]
-        parts = {"auroc": self.auroc, "there": self.there, "elsewhere": self.elsewhere}
-        parts |= {"held out": self.auroc_held, "there, held out": self.there_held}
         names = {f"{prefix}factor": [self.names[i] for i in at]}
-        return names | {f"{prefix}{name}": values[at, alive] for name, values in parts.items()}
+        return names | {f"{prefix}{name}": values[at, alive] for name, values in self._parts().items()}
+
+    def _parts(self) -> dict[str, np.ndarray]:
+        unknown = np.full_like(self.auroc, np.nan)
+        held = (unknown, unknown) if self.held is None else (self.held.auroc, self.held.there)
+        parts = {"auroc": self.auroc, "there": self.there, "elsewhere": self.elsewhere}
+        return parts | dict(zip(("held out", "there, held out"), held, strict=True))
 
     def _words(self, feature: int) -> str:
-        """Factors that half of the feature's pictures have and far fewer of the others; or the one that its strength tells."""
-        surplus, best = self.there[:, feature] - self.elsewhere[:, feature], int(self.auroc[:, feature].argmax())
-        named = [i for i in np.argsort(-surplus) if surplus[i] >= SURPLUS and self.there[i, feature] >= NAMED]
-        named = named[:3] or ([best] if self.auroc[best, feature] >= TOLD else [])
+        """Factors that half of the feature's pictures have and far fewer of the others; or the one that its strength tells.
+
+        Both on held-out pictures too, where there are such; what is NaN there is not so.
+        """
+        if self.fired[feature] < FEW:
+            return "nothing named"
+        surplus, auroc = self.there[:, feature] - self.elsewhere[:, feature], self.auroc[:, feature]
+        lasting = surplus, auroc
+        if self.held is not None:
+            lasting = self.held.there[:, feature] - self.held.elsewhere[:, feature], self.held.auroc[:, feature]
+        often = (surplus >= SURPLUS) & (lasting[0] >= SURPLUS) & (self.there[:, feature] >= NAMED)
+        best = int(auroc.argmax())
+        told = [best] if auroc[best] >= TOLD and lasting[1][best] >= TOLD else []
+        named = [i for i in np.argsort(-surplus) if often[i]][:3] or told
         return ", ".join(_plain(self.names[i]) for i in named) or "nothing named"
 
 
@@ -308,23 +369,20 @@ def _told(codes: Codes, factors: pd.DataFrame, held_out: tuple[Codes, pd.DataFra
     if not table.shape[1]:
         raise InputError(f"None of the {factors.shape[1]} factors varies over these {len(factors)} pictures; give others, or more.")
     there, elsewhere = _shares(codes, table)
-    unknown = np.full_like(there, np.nan)
-    held = (unknown, unknown) if held_out is None else _held_out(held_out, list(table), codes.d_hidden)
-    return _Told(list(table), aurocs(codes, table), there, elsewhere, *held)
+    held = None if held_out is None else _held_out(held_out, factors, list(table), codes.d_hidden)
+    return _Told(list(table), codes.fired().numpy(), aurocs(codes, table), there, elsewhere, held)
 
 
-def _held_out(held_out: tuple[Codes, pd.DataFrame], names: list[str], d_hidden: int) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and share on other pictures; NaN for factors that do not vary there."""
+def _held_out(held_out: tuple[Codes, pd.DataFrame], like: pd.DataFrame, names: list[str], d_hidden: int) -> _Held:
+    """AUROC and shares on other pictures, of factors cut where those that chose were cut."""
     codes, _ = by_picture(Codes(held_out[0].values.detach().cpu(), held_out[0].indices.cpu(), held_out[0].d_hidden))
     if codes.d_hidden != d_hidden:
         raise InputError(f"The held-out codes have {codes.d_hidden} features and the others {d_hidden}: two SAEs.")
-    table = yes_or_no(held_out[1])
-    scores = [np.full((len(names), d_hidden), np.nan) for _ in range(2)]
-    both = [name for name in names if name in table]
-    if both:
-        rows = [names.index(name) for name in both]
-        scores[0][rows], scores[1][rows] = aurocs(codes, table[both]), _shares(codes, table[both])[0]
-    return scores[0], scores[1]
+    table = yes_or_no(held_out[1], like)
+    scores = np.full((3, len(names), d_hidden), np.nan)
+    if both := varying(table):
+        scores[:, [names.index(name) for name in both]] = np.stack([aurocs(codes, table[both]), *_shares(codes, table[both])])
+    return _Held(*scores)
 
 
 def _shares(codes: Codes, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -148,8 +148,12 @@ class FactorScores:
         return self.table.copy()
 
     def share(self, above: float = 0.9) -> float:
-        """How many of the factors have a feature of an AUROC above some value; held out, where that was given."""
-        told = self.table["held out"].fillna(self.table["auroc"])
+        """The share of the factors that have a feature of an AUROC above some value.
+
+        Held out, where that was given, and then of the factors that have such a number; otherwise where the features were chosen.
+        """
+        held = self.table["held out"].dropna()
+        told = held if len(held) else self.table["auroc"]
         return float((told > above).mean())
 
     def plot(self) -> Figure:

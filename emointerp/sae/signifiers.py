@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from emointerp.emotions import BASIC
+from emointerp.emotions import BASIC, NEUTRAL
 from emointerp.errors import InputError
 from emointerp.models import Tower
 from emointerp.plots import new_figure
@@ -36,7 +36,6 @@ from emointerp.sae.emotion import (
     check_pooled,
     cosines,
     emotion_directions,
-    face_scenes,
     label_table,
     resampled,
     weighted_ap,
@@ -44,7 +43,7 @@ from emointerp.sae.emotion import (
 from emointerp.sae.reading import picture_codes
 from emointerp.sae.value import SAE, Codes
 from emointerp.statistics import Interval, against_random, sign_flips
-from emointerp.world import Scene, identity, training_example
+from emointerp.world import Scene, face_scenes, identity, training_example
 from emointerp.world.face import ANIMALS, CLOTHES, FUR, HATS, PAINT, PEOPLE, SKIN, SUBJECTS
 from emointerp.world.setting import PLACES
 
@@ -57,6 +56,7 @@ MIX, TEST, MEAN = "train mix", "test", "mean"
 COVERED, MOST = 0.95, 200  # features are tested until they hold so much of a direction's squared length, at most so many
 NEAR = 0.1  # random features hold as much of a direction's squared length as the signifier features, but for this share
 FIT, AUDIT, RANKED = "fit", "audit", "ranked"
+SHOWN = (*BASIC, NEUTRAL)  # what the faces of the training mix show
 PARTS = (FIT, FIT, AUDIT, RANKED)  # what the identities of the training mix are for, a quarter each
 
 
@@ -95,6 +95,8 @@ def mixed_scenes(n: int, seed: int = 0, part: str = FIT, emotion: str | None = N
     """`n` scenes of the training mix with a face, of all emotions or one; "fit", "audit" and "ranked" share no identity."""
     if part not in PARTS:
         raise InputError(f"There is no part {part!r} of the training mix; there are {', '.join(dict.fromkeys(PARTS))}.")
+    if emotion not in (None, *SHOWN):
+        raise InputError(f"There is no emotion {emotion!r} in the training mix; there are {', '.join(SHOWN)}.")
     rng, scenes = np.random.default_rng([seed, zlib.crc32(part.encode())]), []
     while len(scenes) < n:
         scene = training_example(rng).scene
@@ -114,9 +116,10 @@ class SignifierAudit:
     - `totals`: a row an emotion and factor: the whole `share` (an `Interval`) and on how many `scenes` the factor could change.
     - `ranking`: a row an emotion (and "mean") and set: AP of the direction `whole`, `without` its signifier features (labelled
       prop, weather, place or clothes) and their `difference` (an `Interval`); the `random difference` where random other
-      features of as much weight are taken out, the mean and the middle 95% of `draws`; `p costs more` and `p costs less`, the ranks
-      of the difference among these; the numbers of `features` and `random features`, and the shares of the squared length that went
-      with them, `removed` and `random removed`.
+      features of as much weight are taken out, the mean and the middle 95% of `draws`; `distinct`, how many different
+      sets these were; `p costs more` and `p costs less`, the ranks of the difference among them; the numbers of `features` and
+      `random features`, and the shares of the squared length that went with them, `removed` and `random removed`. The ranks are
+      NaN where these shares differ by more than a tenth: signifiers that outweigh the other features have no match among them.
 
     `directions` are what was audited; `draws` the number of random sets.
     """
@@ -216,9 +219,12 @@ def signifier_audit(
 
     Directions are learned on `fit` scenes of the training mix; on `scenes` of each emotion, of the same mix but other identities,
     every factor is changed; and APs are measured on `ranked` scenes of the mix, of yet others, where signifiers go with emotions,
-    and on as many of the test split, where they do not. `draws`: random sets of features.
+    and on as many of the test split, where they do not. `draws`: random sets of features. InputError where a number is below 1.
     """
     check_pooled(sae)
+    for name, count in {"fit": fit, "scenes": scenes, "ranked": ranked, "draws": draws}.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}; expected 1 or more.")
     told = mixed_scenes(fit, seed)
     labels = label_table([scene.emotion for scene in told])
     if strange := [e for e in emotions if e not in labels]:
@@ -352,7 +358,7 @@ def _ranking(
     """A row an emotion and their mean: APs with and without features."""
     names, truth = [identity(scene) for scene in scenes], np.array([scene.emotion for scene in scenes])
     weights = np.concatenate([np.ones((1, len(scenes)), np.float32), resampled(names, 1000, seed)])
-    rows, found = [], []
+    rows, found, shares = [], [], []
     for emotion, sets in removed.items():
         labels = (truth == emotion).astype(float)
         if not 0 < labels.sum() < len(labels):
@@ -360,11 +366,18 @@ def _ranking(
         direction = directions.vector(emotion)
         found.append(_aps(codes, labels, direction, sets, weights))
         parts = [float(direction[torch.from_numpy(some)].square().sum() / direction.square().sum()) for some in sets]
+        shares.append((parts[0], float(np.mean(parts[1:]))))
         taken = {"features": len(sets[0]), "random features": float(np.mean([len(some) for some in sets[1:]]))}
-        taken |= {"removed": parts[0], "random removed": float(np.mean(parts[1:]))}
-        rows.append({"emotion": emotion} | _compared(*found[-1], len(scenes)) | taken)
+        taken |= {"distinct": _distinct([sets])}
+        rows.append({"emotion": emotion} | _compared(*found[-1], len(scenes), *shares[-1]) | taken)
     means = [np.nanmean(some, axis=0) for some in zip(*found, strict=True)]
-    return pd.DataFrame([*rows, {"emotion": MEAN} | _compared(*means, len(scenes))])
+    mean = _compared(*means, len(scenes), *np.mean(shares, axis=0)) | {"distinct": _distinct(removed.values())}
+    return pd.DataFrame([*rows, {"emotion": MEAN} | mean])
+
+
+def _distinct(removed: Iterable[Sequence[np.ndarray]]) -> int:
+    """How many different random sets there are, of all emotions together."""
+    return len(set(zip(*([frozenset(some.tolist()) for some in sets[1:]] for sets in removed), strict=True)))
 
 
 def _aps(
@@ -380,16 +393,21 @@ def _aps(
     return drawn[:, 0], drawn[:, 1], aps[2:] - aps[0]
 
 
-def _compared(whole: np.ndarray, without: np.ndarray, random: np.ndarray, n: int) -> dict[str, Any]:
-    """The change without the features, over resamples of the pictures, beside those without random sets."""
+def _compared(
+    whole: np.ndarray, without: np.ndarray, random: np.ndarray, n: int, removed: float, random_removed: float
+) -> dict[str, Any]:
+    """The change without the features, over resamples of the pictures, beside those without random sets of as much weight."""
     difference = without - whole
     low, high = np.nanquantile(difference[1:], [0.025, 0.975])
     ends = np.quantile(random, [0.025, 0.975])
+    matched = abs(random_removed - removed) <= NEAR * removed
     return {
         "whole": float(whole[0]),
         "without": float(without[0]),
         "difference": Interval(float(difference[0]), float(low), float(high), n),
         "random difference": Interval(float(random.mean()), float(ends[0]), float(ends[1]), len(random)),
-        "p costs more": against_random(-difference[0], -random),
-        "p costs less": against_random(difference[0], random),
+        "p costs more": against_random(-difference[0], -random) if matched else np.nan,
+        "p costs less": against_random(difference[0], random) if matched else np.nan,
+        "removed": float(removed),
+        "random removed": float(random_removed),
     }

@@ -32,7 +32,7 @@ NONE = "none"  # the emotion of a feature that goes with no emotion more than wi
 GRAY = "#b9bdc4"
 LOWEST = 0.92  # where the closest two leaves join, as a share of the circle's radius
 BEND = 0.7  # a power that gives the many joins near the middle more room; their order stays
-REACH = 1.5  # of the static figure, in radii of its circle: room for labels
+REACH = 1.75  # of the static figure, in radii of its circle: room for labels
 CHOICES, DISTANCES = ("emotion", "activation"), ("decoder", "activity")
 
 
@@ -189,7 +189,8 @@ def _activity(codes: Codes) -> csr_array:
 
 def _sparse(values: np.ndarray, indices: np.ndarray, d_hidden: int) -> csr_array:
     n, k = values.shape
-    made = csr_array((values.ravel(), indices.ravel(), np.arange(n + 1) * k), shape=(n, d_hidden))
+    entries = values.flatten(), indices.flatten()  # copies: what follows sorts them in place
+    made = csr_array((*entries, np.arange(n + 1) * k), shape=(n, d_hidden))
     made.sum_duplicates()  # entries of value 0 carry features that mean nothing, perhaps one twice
     return made
 
@@ -374,11 +375,11 @@ def _draw_label(axis: Any, tree: FeatureTree, i: int, angle: float, away: float,
     axis.text(
         away * np.cos(angle), away * np.sin(angle), " ".join(part for part in (parts[::-1] if flipped else parts) if part),
         rotation=degrees - 180 * flipped, rotation_mode="anchor", ha="right" if flipped else "left", va="center",
-        fontsize=size, color="#2b2f36", parse_math=False,
+        fontsize=size, color="#2b2f36", parse_math=False, in_layout=False,
     )  # fmt: skip
 
 
-def shortened(text: str, longest: int = 30) -> str:
+def shortened(text: str, longest: int = 18) -> str:
     """A text that ends in "…" where it is too long for the rim.
 
     >>> shortened("balloons, beach", 9)
@@ -396,7 +397,8 @@ def _draw_legend(axis: Any, tree: FeatureTree) -> None:
         said = f"{letters[name]}  {name}" if letters.get(name) else "no one emotion" if name == NONE else name
         face = "white" if name == NONE else tree.colors[name]
         axis.scatter([], [], s=40, c=face, edgecolors=tree.colors[name], label=f"{said} ({counts[name]})")
-    axis.legend(loc="upper left", fontsize=8.5, handletextpad=0.3, borderaxespad=0, labelspacing=0.35, frameon=False)
+    axis.figure.legend(loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.3, columnspacing=1.2, frameon=False)
     told = "what they write" if tree.by == "decoder" else "when they fire"
-    note = f"{len(tree)} features, joined by {told}:\nthe farther out, the more alike.\nDots: mean activation."
-    axis.text(1, 0, note, transform=axis.transAxes, ha="right", va="bottom", fontsize=8, color="#6b7078")
+    axis.set_title(
+        f"{len(tree)} features, joined by {told}: the farther out, the more alike. Dots: mean activation.", fontsize=9, pad=16
+    )

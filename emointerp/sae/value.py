@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emointerp.errors import InputError
-from emointerp.sae.coding import sparse_decode, sparse_encode
+from emointerp.sae.coding import Rough, sparse_decode, sparse_encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +127,11 @@ class SAE:
         """The codes of vectors; differentiable in `x`.
 
         `batch` vectors are done at a time. `chunk` features are scored at a time (8192 is a good number), which takes little
-        memory. `candidates` (1.5 k is a good number) asks for scores in bfloat16 first, of which the best are scored again in
-        full; rows where that leaves the selection in doubt are done in full. It pays where d_hidden is large and the processor
-        multiplies bfloat16; it keeps a second copy of the encoder, of half its size. All give the same codes.
+        memory. `candidates` (2 k to 3 k) asks for scores in bfloat16 first, of which the best are scored again in full;
+        rows where a bound on what bfloat16 rounds away leaves the selection in doubt are done in full (`coding.Rough`). It pays
+        where d_hidden is large and the processor multiplies bfloat16; it keeps a second copy of the encoder, of half its size. All
+        give the same codes, up to scores that float32 cannot tell apart. The bound is for sums in float32, as processors make them;
+        CUDA may add partial sums in bfloat16 unless `torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction` is False.
         """
         self.check(x.shape[-1])
         rough = None if candidates is None else self._rough
@@ -166,8 +168,8 @@ class SAE:
         return f"SAE({self.d_in} -> {self.d_hidden}, top {self.k}, {'tied' if self.tied else 'untied'}{biases})"
 
     @cached_property
-    def _rough(self) -> Float[Tensor, "d_hidden d_in"]:
-        return self.encoder.detach().bfloat16()
+    def _rough(self) -> Rough:
+        return Rough.of(self.encoder, self.b_enc)
 
 
 def _named(tower: str | None) -> str:

@@ -14,7 +14,6 @@ from emointerp.superposition.tower import (
     Interference,
     Readings,
     by_dimensions,
-    drawn_scenes,
     embed,
     factor_table,
     interference,
@@ -35,6 +34,6 @@ from emointerp.superposition.toy import (
 
 __all__ = [
     "Embedded", "Interference", "Readings", "ToyModels", "by_dimensions", "dimensionality", "dimensions_per_feature",
-    "draw_columns", "drawn_scenes", "embed", "factor_table", "interference", "plot_by_dimensions", "read_factors", "shapes",
+    "draw_columns", "embed", "factor_table", "interference", "plot_by_dimensions", "read_factors", "shapes",
     "thumbnails", "toy_loss", "train_toys", "untrained",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ from emointerp.models.anatomy import part
 from emointerp.plots import band, new_figure
 from emointerp.statistics import Interval, against_random, random_directions, value_interval
 from emointerp.superposition.toy import dimensionality
-from emointerp.world import Scene, sample
+from emointerp.world import Scene
 
 READABLE = 0.5  # correlation on other pictures, lower end of its interval: a quarter of a factor's variance
 RARE = 0.02  # a factor that fewer pictures have, or all but so few, is left out
@@ -75,12 +75,6 @@ def factor_table(scenes: Sequence[Scene]) -> pd.DataFrame:
         raise InputError(f"{blank} of {len(scenes)} scenes are abstract moods, which have no such factors; leave them out.")
     table = pd.DataFrame([scene.factors() for scene in scenes]).drop(columns=list(NOT_DRAWN))
     return pd.get_dummies(table, prefix_sep=": ", dtype=float).astype(float)
-
-
-def drawn_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
-    """`n` scenes with a face, expressions from faint to clear, of a split of the world; things and weather do not go with them."""
-    scenes = [example.scene for example in sample(split, n + n // 4 + 20, seed, intensity=(0.2, 1.0))]
-    return [scene for scene in scenes if scene.has_face][:n]
 
 
 def embed(vlm: VLM, scenes: Sequence[Scene], progress: bool = True) -> Embedded:

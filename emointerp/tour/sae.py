@@ -24,8 +24,9 @@ from emointerp.sae.files import BUNDLED
 from emointerp.sae.meaning import Features, feature_meanings
 from emointerp.sae.tree import FeatureTree, feature_tree
 from emointerp.statistics import Interval
-from emointerp.superposition import drawn_scenes, factor_table
+from emointerp.superposition import factor_table
 from emointerp.tour.chapter import Chapter, Job, figure_html, muted, table_html
+from emointerp.world import face_scenes
 
 TITLE = "Features of the picture"
 SCENES = {"direction": 490, "selection": 140, "test": 350}
@@ -117,7 +118,7 @@ def _none_for(vlm: VLM) -> str:
 
 
 def _measured(tower: Tower, sae: SAE) -> _World:
-    scenes = {split: drawn_scenes(split, n) for split, n in SCENES.items()}
+    scenes = {split: face_scenes(split, n) for split, n in SCENES.items()}
     parts = {split: Labelled.of_scenes(tower, some) for split, some in scenes.items()}
     scores = emotion_scores(parts["direction"], parts["selection"], parts["test"], sae, resamples=RESAMPLES)
     fit, test = (_as_read(sae, parts[split].vectors) for split in ("direction", "test"))

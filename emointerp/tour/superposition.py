@@ -14,7 +14,6 @@ from emointerp.superposition import (
     Embedded,
     Interference,
     Readings,
-    drawn_scenes,
     embed,
     interference,
     read_factors,
@@ -22,6 +21,7 @@ from emointerp.superposition import (
     untrained,
 )
 from emointerp.tour.chapter import Chapter, Job, figure_html, muted, table_html
+from emointerp.world import face_scenes
 
 TITLE = "Superposition"
 FIT, TEST = 200, 100  # scenes
@@ -33,7 +33,7 @@ MATCHED = "random, same covariance"
 
 def chapter(vlm: VLM, job: Job) -> Chapter:
     """Read the scenes' factors from the tower and its controls; measure how the directions of the readable ones interfere."""
-    scenes, fresh = (drawn_scenes("direction", FIT), drawn_scenes("test", TEST)), untrained(vlm)
+    scenes, fresh = (face_scenes("direction", FIT), face_scenes("test", TEST)), untrained(vlm)
     sides = {
         TOWER: [embed(vlm, some) for some in scenes],
         FRESH: [embed(fresh, some) for some in scenes],

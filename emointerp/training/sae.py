@@ -11,9 +11,10 @@ from torch.nn.functional import normalize
 
 from emointerp.models import Tower
 from emointerp.sae import SAE, FactorScores, Quality, SaeRecipe, best_features, picture_codes, quality, save_sae, train_sae
-from emointerp.sae.meaning import by_picture, yes_or_no
+from emointerp.sae.meaning import by_picture, varying, yes_or_no
 from emointerp.sae.reading import inputs
-from emointerp.superposition import drawn_scenes, factor_table
+from emointerp.superposition import factor_table
+from emointerp.world import face_scenes
 
 NAMES = {"pooled": "tiny-sae", "patches": "tiny-sae-patches"}
 TOLD = 0.9  # AUROC from which a feature counts as telling a factor
@@ -35,11 +36,12 @@ def measured(sae: SAE, tower: Tower, n: int = 1000, seed: int = 30) -> tuple[Qua
     Features are chosen on as many pictures of the selection split, and `held out` is read on the test split. In neither do things
     and weather go with an emotion. A patch SAE's feature fires on a picture as much as on its strongest patch.
     """
-    chosen_on, test = (drawn_scenes(split, n, seed) for split in ("selection", "test"))
+    chosen_on, test = (face_scenes(split, n, seed) for split in ("selection", "test"))
     vectors = torch.cat([inputs(sae, tower, tower.pixels(test[i : i + 64])) for i in range(0, n, 64)])
     codes = [by_picture(some)[0] for some in (picture_codes(sae, tower, chosen_on, progress=False), sae.encode(vectors))]
-    factors = [yes_or_no(factor_table(scenes)) for scenes in (chosen_on, test)]
-    both = [name for name in factors[0] if name in factors[1]]
+    drawn = [factor_table(scenes) for scenes in (chosen_on, test)]
+    factors = [yes_or_no(table, like=drawn[0]) for table in drawn]
+    both = varying(factors[1])
     return quality(sae, vectors.flatten(0, -2)), best_features(codes[0], factors[0][both], (codes[1], factors[1]))
 
 

@@ -1,5 +1,6 @@
 """The tower's vectors of the training pictures, made once and kept on disk: text encoder and autoencoders learn from them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,12 +19,14 @@ _CHUNK = 200
 def vectors(tower: SiglipVisionModel, n: int, folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
     """Vectors of the first `n` training pictures, memory-mapped: "pooled" float32 [n, d] and "patches" float16 [8 n, d].
 
-    Made on the first call, and continued if that call was cut off.
+    Made on the first call, and continued if that call was cut off; made anew where the folder's are another tower's.
     """
     board = pictures(n, folder, seed)
     files = {reads: folder / f"{reads}-{n}-{seed}.npy" for reads in ("pooled", "patches")}
     done_path, d = folder / f"vectors-{n}-{seed}.done.json", tower.config.hidden_size
-    done = json.loads(done_path.read_text()) if done_path.exists() and all(f.exists() for f in files.values()) else 0
+    mine, whole = fingerprint(tower), done_path.exists() and all(f.exists() for f in files.values())
+    kept = json.loads(done_path.read_text()) if whole else {}
+    done = kept["done"] if kept.get("tower") == mine else 0
     if not done:
         np.lib.format.open_memmap(files["pooled"], "w+", np.float32, (n, d)).flush()
         np.lib.format.open_memmap(files["patches"], "w+", np.float16, (n * PER_PICTURE, d)).flush()
@@ -34,8 +37,16 @@ def vectors(tower: SiglipVisionModel, n: int, folder: Path, seed: int = 0) -> di
         out["pooled"][first:last], out["patches"][first * PER_PICTURE : last * PER_PICTURE] = pooled, patches
         for some in out.values():
             some.flush()
-        done_path.write_text(json.dumps(last))
+        done_path.write_text(json.dumps({"done": last, "tower": mine}))
     return {reads: np.load(file, mmap_mode="r") for reads, file in files.items()}
+
+
+def fingerprint(tower: SiglipVisionModel) -> str:
+    """16 hexadecimal digits that tell a tower's weights from another's."""
+    digest = hashlib.sha256()
+    for name, tensor in tower.state_dict().items():
+        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

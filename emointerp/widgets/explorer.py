@@ -23,6 +23,7 @@ from traitlets import Bool, Dict, List, Unicode, observe, validate
 
 from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.markup import data_uri, thumbnail
+from emointerp.models import to_image
 from emointerp.sae.tree import NONE, FeatureTree, initials
 from emointerp.sae.value import Codes
 from emointerp.widgets.tinted import RAMP, STATIC, BadTrait, Index
@@ -186,7 +187,8 @@ def top_pictures(
     """What an `Explorer` asks: the `k` pictures on which a feature fires most, with its activation there.
 
     `codes` are of the pictures [n k], or of their patches [n patch k], row by row in a square, which are the heat maps then. Of
-    whole pictures `heat(i, feature)` gives the map of picture i, if there is one. `images`: PIL images, or scenes.
+    whole pictures `heat(i, feature)` gives the map of picture i, if there is one. `images`: anything that
+    `emointerp.models.to_image` takes.
     """
     if len(images) != len(codes.values):
         raise InputError(f"{len(images)} images came for the codes of {len(codes.values)} pictures; expected one for each.")
@@ -200,13 +202,9 @@ def top_pictures(
         activation = (each.amax(1) if by_patch else each).detach().cpu()
         best = [i for i in activation.argsort(descending=True, stable=True)[:k].tolist() if activation[i] > 0]
         maps = {i: each[i].reshape(side, side) if by_patch else heat(i, feature) if heat else None for i in best}
-        return [(_image(images[i]), maps[i], f"{float(activation[i]):.2f}") for i in best]
+        return [(to_image(images[i]), maps[i], f"{float(activation[i]):.2f}") for i in best]
 
     return found
-
-
-def _image(picture: Any) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else picture.image()
 
 
 def _shots(found: Sequence[Shot]) -> list[dict[str, Any]]:

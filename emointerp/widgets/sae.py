@@ -19,10 +19,10 @@ from emointerp.sae import SAE, Codes, load_sae, picture_codes
 from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.sae.meaning import by_picture, feature_meanings
 from emointerp.sae.tree import NONE, FeatureTree, feature_tree
-from emointerp.superposition import drawn_scenes, factor_table
+from emointerp.superposition import factor_table
 from emointerp.widgets.explorer import Explorer, top_pictures
 from emointerp.widgets.panel import Panel
-from emointerp.world import Scene
+from emointerp.world import Scene, face_scenes
 
 ALL = "all"
 PICTURES = 420  # test scenes that are read, unless others are given
@@ -140,5 +140,5 @@ def sae(
     named = saes if isinstance(saes, Mapping) else {"the SAE": saes}
     if not named:
         raise InputError("There is no SAE to show; give one, or none for the bundled ones.")
-    tower, scenes = tower or load_tower("tiny"), scenes or drawn_scenes("test", PICTURES)
+    tower, scenes = tower or load_tower("tiny"), scenes or face_scenes("test", PICTURES)
     return SaePanel({name: ReadPictures.of(some, tower, scenes, progress) for name, some in named.items()})

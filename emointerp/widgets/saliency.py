@@ -9,12 +9,12 @@ import ipywidgets as widgets
 from emointerp.emotions import NEUTRAL
 from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM, Tower, load_tower, to_image
-from emointerp.sae.emotion import EmotionDirections, emotion_directions, face_scenes
+from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.saliency import METHODS, SaliencyMap, Target, answer, saliency_map, toward
 from emointerp.saliency.value import over
 from emointerp.start_here import EVENT
 from emointerp.widgets.panel import Panel, clear_scenes
-from emointerp.world import Scene
+from emointerp.world import Scene, face_scenes
 
 EMBEDDING, ANSWER, BEGUN = "embedding", "answer", "I felt"
 COPIES = (1, 4, 9, 16, 25, 50)

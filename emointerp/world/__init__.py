@@ -16,7 +16,7 @@ from emointerp.world.expression import Expression
 from emointerp.world.language import caption, questions, story, story_prompt
 from emointerp.world.scene import Scene, sample_scene
 from emointerp.world.sheet import contact_sheet
-from emointerp.world.splits import HARD_TESTS, Example, identity, sample, training_example
+from emointerp.world.splits import HARD_TESTS, Example, face_scenes, identity, sample, training_example
 
 __all__ = [
     "HARD_TESTS",
@@ -26,6 +26,7 @@ __all__ = [
     "Scene",
     "caption",
     "contact_sheet",
+    "face_scenes",
     "identity",
     "loaded_events",
     "neutral_events",

@@ -79,6 +79,16 @@ def sample(
     return examples
 
 
+def face_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
+    """`n` scenes of a split that have a face, expressions from faint to clear; things and weather do not go with them.
+
+    >>> len(face_scenes("test", 10))
+    10
+    """
+    scenes = [example.scene for example in sample(split, n + n // 4 + 20, seed, intensity=TRAIN_INTENSITY)]
+    return [scene for scene in scenes if scene.has_face][:n]
+
+
 def training_example(rng: np.random.Generator) -> Example:
     """One example of the training mix: graded intensities, signifiers and loaded events at the documented rates."""
     emotion = NEUTRAL if rng.random() < 0.2 else str(rng.choice(BASIC))

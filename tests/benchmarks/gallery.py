@@ -132,7 +132,7 @@ def top(subject: GallerySubject) -> Case:
         return {"values": torch.from_numpy(np.sort((values * (features == feature)).max(1))[::-1][:n].copy())}
 
     def ours() -> Numbers:
-        return {"values": torch.from_numpy(subject.gallery.top(feature, n).table["value"].to_numpy())}
+        return {"values": torch.from_numpy(subject.gallery.top(feature, n).table["value"].to_numpy(copy=True))}
 
     return Case(ours, {"scan": Peer(scan)})
 
@@ -149,7 +149,7 @@ def nearest(subject: GallerySubject) -> Case:
         return {"values": torch.from_numpy(np.sort(np.delete(cosines, image))[::-1][:n].copy())}
 
     def ours() -> Numbers:
-        return {"values": torch.from_numpy(subject.gallery.nearest(path, n).table["value"].to_numpy())}
+        return {"values": torch.from_numpy(subject.gallery.nearest(path, n).table["value"].to_numpy(copy=True))}
 
     return Case(ours, {"scan": Peer(scan)})
 

@@ -123,7 +123,7 @@ SUBJECTS: dict[str, Callable[[], SaeSubject]] = {
 }
 CASES: dict[str, Callable[[SaeSubject], Case]] = {
     "sae-code": coding,
-    "sae-code-candidates": partial(coding, candidates=192),
+    "sae-code-candidates": partial(coding, candidates=256),
     "sae-train": training,
     "sae-train-untied": partial(training, tied=False),
 }
