@@ -589,7 +589,9 @@ BAD = {
 def test_bad_arguments_are_one_line_and_an_exit_code(case, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments, words = BAD[case]
-    code, _, err = run_cli(monkeypatch, capsys, *(random_folder() if a == "MODEL" else a for a in arguments))
+    arguments = [random_folder() if a == "MODEL" else a for a in arguments]
+    capsys.readouterr()  # what making that folder said
+    code, _, err = run_cli(monkeypatch, capsys, *arguments)
     said = [line for line in err.splitlines() if line and "Loading weights" not in line]
     assert code == 2 and len(said) == 1 and said[0].startswith("emointerp: ") and words in said[0]
     assert not list(tmp_path.iterdir())

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from scipy.stats import entropy
 
-from emointerp.exercises.verdict import Verdict, not_yet, right
+from emointerp.exercises.verdict import Verdict, not_yet, one_number, right
 from emointerp.heads import HeadCheck, HeadMap
 from emointerp.heads.check import MEAN, RESAMPLE, RESTORE
 from emointerp.lens import Words, metrics_of
@@ -44,7 +43,7 @@ def by_hand(
         return not_yet(
             'the answer is still None. Collect "heads" of the emotional prompt, patch the neutral one, run it and subtract.'
         )
-    number = _number(answer)
+    number = one_number(answer)
     if number is None:
         return not_yet(f"how far the {metric} moves is one number, and this is a {type(answer).__name__}.")
     near = {i for i in (layer - 1, layer + 1, head) if 0 <= i < vlm.anatomy.n_layers}
@@ -138,7 +137,7 @@ def specificity_by_hand(answer: Any, scores: pd.Series) -> Verdict:
     """
     if answer is None:
         return not_yet("the answer is still None. Negative scores to 0, divide by the sum, and then how uneven are these shares?")
-    number, s = _number(answer), pd.Series(scores, dtype=float)
+    number, s = one_number(answer), pd.Series(scores, dtype=float)
     if number is None:
         return not_yet(f"a specificity is one number, and this is a {type(answer).__name__}.")
     if not s.max() > 0:
@@ -244,17 +243,6 @@ def _not_comparable(found: HeadMap, check: HeadCheck) -> str | None:
 
 
 # numbers
-
-
-def _number(answer: Any) -> float | None:
-    """One number, also out of a tensor that holds just one; None for anything else."""
-    if isinstance(answer, bool | np.bool_ | str):
-        return None
-    try:
-        given = torch.as_tensor(answer)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return float(given) if given.numel() == 1 and given.dtype != torch.bool else None
 
 
 def _close(number: float, other: float, share: float = 0.0, plain: float = 0.0051) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from emointerp.errors import InputError
-from emointerp.exercises.verdict import Verdict, not_yet, quoted, right
+from emointerp.exercises.verdict import Verdict, not_yet, one_number, quoted, right
 from emointerp.sae import SAE, Codes, aurocs
 from emointerp.sae.emotion import EmotionDirections, emotion_directions, label_table
 from emointerp.sae.signifiers import MEAN, MIX, TEST, SignifierAudit
@@ -145,7 +145,7 @@ def best_by_chance(chosen: Any, elsewhere: Any, codes: Codes, others: Codes, lab
     """
     if chosen is None or elsewhere is None:
         return not_yet(f"`chosen` is {chosen!r} and `elsewhere` is {elsewhere!r}; both are to be numbers.")
-    first, second = _number(chosen), _number(elsewhere)
+    first, second = one_number(chosen), one_number(elsewhere)
     if first is None or second is None:
         return not_yet(f"an AUROC is one number; these are a {type(chosen).__name__} and a {type(elsewhere).__name__}.")
     if not (0 <= first <= 1 and 0 <= second <= 1):
@@ -258,14 +258,3 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 def _called_for(found: Tensor, slips: Slips) -> str | None:
     return next((said for said, slip in slips if _same(found, slip)), None)
-
-
-def _number(answer: Any) -> float | None:
-    """One number, also out of a tensor that holds just one; None for anything else."""
-    if isinstance(answer, bool | np.bool_ | str):
-        return None
-    try:
-        given = torch.as_tensor(answer)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return float(given) if given.numel() == 1 else None

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -47,6 +50,21 @@ def wrong_control(which: Any, doubts: Mapping[str, str], controls: Mapping[str, 
             wanted = "Take the control that keeps what the doubter calls enough, and no more."
             return f"“{doubt}” means: {means}. {named!r} {keeps}. {wanted}"
     return None
+
+
+def one_number(answer: Any) -> float | None:
+    """One number, also out of a tensor that holds just one; None for anything else.
+
+    >>> one_number(np.float32(0.5)), one_number("0.5"), one_number([1, 2])
+    (0.5, None, None)
+    """
+    if isinstance(answer, bool | np.bool_ | str):
+        return None
+    try:
+        given = torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return float(given) if given.numel() == 1 and given.dtype != torch.bool else None
 
 
 def quoted(names: Iterable[str]) -> str:

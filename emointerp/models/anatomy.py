@@ -5,7 +5,8 @@ model, with its sizes, checked when the model is loaded. Parts are named by thei
 TransformerLens all walk the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -79,6 +80,18 @@ def part(root: Any, path: str) -> Any:
     3
     """
     return reduce(lambda here, name: here[int(name)] if name.isdigit() else getattr(here, name), path.split("."), root)
+
+
+@contextmanager
+def eager(module: torch.nn.Module) -> Iterator[None]:
+    """Eager attention in a model's language part, tower or layer, which alone gives weights; the setting before comes back."""
+    config = module.config
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def anatomy_of(model: torch.nn.Module) -> Anatomy:

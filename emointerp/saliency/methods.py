@@ -11,9 +11,7 @@ Two are controls: `random_map` tells nothing; `picture_alone` asks no model and 
 detector would (Adebayo et al. 2018 show how much that looks like an explanation).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,9 +21,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from emointerp.errors import InputError
+from emointerp.models.anatomy import eager
 from emointerp.models.towers import Tower
 from emointerp.saliency.places import paint
-from emointerp.saliency.targets import Target, TowerTarget, patch_tokens, tower_layers
+from emointerp.saliency.targets import Target, TowerTarget, kept_outputs, patch_tokens, tower_layers
 
 Map = Float[np.ndarray, "height width"]
 Function = Callable[[Tensor], Tensor]
@@ -131,7 +130,8 @@ def rolled_out(tower: Tower, pixels: Float[Tensor, "n channel height width"]) ->
     layers = tower_layers(tower)
     pool = [module for module in tower.model.modules() if isinstance(module, nn.MultiheadAttention)]
     dtype = next(tower.model.parameters()).dtype
-    with _eager(layers[0]), kept_weights([layer.self_attn for layer in layers]) as kept, kept_weights(pool) as pooling:
+    attention = [layer.self_attn for layer in layers]
+    with eager(attention[0]), kept_outputs(attention, 1) as kept, kept_outputs(pool, 1) as pooling:
         tower.pooled(pixels.to(dtype))
     tokens = kept[0].shape[-1]
     paths = torch.eye(tokens, device=kept[0].device).expand(len(pixels), -1, -1)
@@ -178,30 +178,6 @@ def method_named(name: str) -> Callable[..., Map]:
     if name not in METHODS:
         raise InputError(f"There is no method {name!r}; expected one of {', '.join(METHODS)}.")
     return METHODS[name]
-
-
-@contextmanager
-def kept_weights(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects the attention weights, the second of what modules put out, in a list."""
-    kept: list[Tensor] = []
-    hooks = [module.register_forward_hook(lambda module, given, out: kept.append(out[1])) for module in modules]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _eager(layer: Any) -> Iterator[None]:
-    """Eager attention in a tower, which alone gives weights; the setting before comes back."""
-    config = layer.self_attn.config
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _blank(x: Tensor) -> Tensor:

@@ -215,12 +215,12 @@ def patch_tokens(tower: Tower) -> slice:
 
 
 @contextmanager
-def kept_outputs(layers: Sequence[nn.Module]):
-    """Collects what layers put out, in a list."""
+def kept_outputs(modules: Sequence[nn.Module], which: int = 0):
+    """Collects what modules put out, in a list; of several things the one that is asked for, such as attention's weights (1)."""
     kept: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda module, given, out: kept.append(out[0] if isinstance(out, tuple) else out))
-        for layer in layers
+        module.register_forward_hook(lambda module, given, out: kept.append(out[which] if isinstance(out, tuple) else out))
+        for module in modules
     ]
     try:
         yield kept

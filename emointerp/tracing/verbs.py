@@ -2,8 +2,8 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, SupportsIndex
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
-from emointerp.models.anatomy import part
+from emointerp.models.anatomy import eager, part
 from emointerp.tracing.activations import SITES, Activations
 from emointerp.tracing.edits import Edit
 from emointerp.tracing.interleave import Visit, scaled_after, traced
@@ -72,7 +72,7 @@ def collect(
     if not listed:
         raise InputError("No positions are named; expected token indices or spans such as 'last'.")
     shelf = _Shelf(batch, sites, layers, [p.positions(listed) for p in batch.prompts])
-    with _eager(vlm) if "attention" in sites else nullcontext():
+    with eager(part(vlm.model, vlm.anatomy.family.language)) if "attention" in sites else nullcontext():
         if wrt is None:
             with torch.no_grad():
                 logits = batch.forward(Visit(vlm, dict.fromkeys(sites, layers), shelf.put))
@@ -238,15 +238,3 @@ def checked_layers(vlm: VLM, layers: Iterable[SupportsIndex] | SupportsIndex | N
         if not 0 <= layer < n:
             raise InputError(f"Layer {layer} is out of range; this model has layers 0 to {n - 1}.")
     return chosen
-
-
-@contextmanager
-def _eager(vlm: VLM) -> Iterator[None]:
-    """Eager attention in the language model, which alone gives weights; the setting before comes back."""
-    config = part(vlm.model, vlm.anatomy.family.language).config
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
