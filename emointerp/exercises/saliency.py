@@ -88,7 +88,7 @@ def knows_this_picture(answer: Any, check: MapCheck) -> Verdict:
         )
     if more := sorted(set(answer) - own):
         interval = table.own[more[0]]
-        return not_yet(f"{more[0]} is a control." if more[0] in CONTROLS else f"{more[0]}: {interval}, which is not above 1.")
+        return not_yet(f"{more[0]} is a control; leave the controls out." if more[0] in CONTROLS else f"{more[0]}: {interval}, which is not above 1.")
     return not_yet(f"one is missing, or more: {len(own)} intervals lie above 1.")
 
 

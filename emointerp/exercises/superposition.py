@@ -34,7 +34,7 @@ def dimensionality_by_hand(answer: Any, toys: ToyModels, density: float, feature
         "that is D*, the mean over the model; asked is D_i of one feature.": W.shape[0] / W.pow(2).sum(),
     }
     near = [said for said, slip in slips.items() if abs(value - float(slip)) < 0.005]
-    return not_yet(near[0] if near else f"{value:.3f} is not it. A column of W is a feature: W[:, {feature}].")
+    return not_yet(" Or: ".join(near) if near else f"{value:.3f} is not it. A column of W is a feature: W[:, {feature}].")
 
 
 def break_even(answer: Any) -> Verdict:
