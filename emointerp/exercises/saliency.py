@@ -87,8 +87,8 @@ def knows_this_picture(answer: Any, check: MapCheck) -> Verdict:
             "that is the column `ratio`. Even the map of another picture is above 1 there, as most faces are in the middle."
         )
     if more := sorted(set(answer) - own):
-        interval = table.own[more[0]]
-        return not_yet(f"{more[0]} is a control; leave the controls out." if more[0] in CONTROLS else f"{more[0]}: {interval}, which is not above 1.")
+        why = "is a control; leave the controls out" if more[0] in CONTROLS else f"has {table.own[more[0]]}, which is not above 1"
+        return not_yet(f"{more[0]} {why}.")
     return not_yet(f"one is missing, or more: {len(own)} intervals lie above 1.")
 
 

@@ -166,8 +166,9 @@ def check_maps(
 
     `target_of(picture)` gives each picture's target, such as the cosine to the direction of its own emotion. `methods` are names in
     `METHODS`, or a mapping from names to settings: `{"smoothgrad": {"n": 50}}`. There are `draws` random maps a picture. Deletion
-    and insertion go in `steps` over `cells` x `cells` cells of the picture; what is taken away is blurred, or filled with the mean
-    colour (`fill`).
+    and insertion go in `steps` over `cells` x `cells` cells of the picture, in the order of the map's values, signs and all: a
+    method with signs can put last what speaks against the target. What is taken away is blurred, or filled with the mean colour
+    (`fill`).
     """
     settings = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
     _check_asked(settings, pictures, fill, (draws, cells, steps))
