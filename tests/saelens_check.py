@@ -2,15 +2,15 @@
 
 SAELens 6.54 needs transformer-lens below 4, so it has an environment of its own, which this script makes where there is none:
 
-    python tests/saelens_check.py                       # makes /tmp/saelens_venv, then checks
+    python tests/saelens_check.py                       # makes saelens_venv in the folder for temporary files, then checks
     python tests/saelens_check.py --python PYTHON       # with the interpreter of an environment that has SAELens
     python tests/saelens_check.py --seconds 5           # also times SAELens, the dense form and ours, in that environment
 
 By hand the environment is
 
-    python -m venv /tmp/saelens_venv
-    /tmp/saelens_venv/bin/pip install torch==2.13.0
-    /tmp/saelens_venv/bin/pip install "sae-lens==6.54.*" "eai-sparsify==1.3.*"
+    python -m venv saelens_venv
+    saelens_venv/bin/pip install torch==2.13.0
+    saelens_venv/bin/pip install "sae-lens==6.54.*" "eai-sparsify==1.3.*"
 
 A row a folder: who wrote it, who read it, and the largest absolute difference of activations and of rebuilt vectors, of size 1.
 `--keep tests/data` writes the small folders that `tests/test_sae_peers.py` reads. Not run by pytest: it needs the network.
@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-VENV = Path("/tmp/saelens_venv")
+VENV = Path(tempfile.gettempdir()) / "saelens_venv"
 PACKAGES = (["torch==2.13.0"], ["sae-lens==6.54.*", "eai-sparsify==1.3.*"])  # torch first, or another build of it comes along
 FORMS = ("saelens", "sparsify")
 SEEN = "seen.safetensors"  # x, and what a program made of it: acts, dense, and vectors

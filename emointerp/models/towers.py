@@ -2,7 +2,7 @@
 
 >>> tower = load_tower("tiny")
 >>> tower
-Tower(tiny, 64 patches, d 192)
+Tower(tiny, 64 patches, d 192, text side)
 >>> from emointerp.world import Scene
 >>> tower.embed([Scene(), Scene(subject="cat")], progress=False).shape
 torch.Size([2, 192])
