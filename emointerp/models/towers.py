@@ -4,7 +4,7 @@
 >>> tower
 Tower(tiny, 64 patches, d 192, text side)
 >>> from emointerp.world import Scene
->>> tower.embed([Scene(), Scene(subject="cat")], progress=False).shape
+>>> tower.embed([Scene(), Scene(place="beach")], progress=False).shape
 torch.Size([2, 192])
 
 A tower is asked for pixels first and for vectors of pixels then, so that a gradient can go from the one to the other. It sees a
