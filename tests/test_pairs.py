@@ -401,7 +401,7 @@ def test_the_contact_sheet_shows_what_fails():
     assert np.allclose(pictures[2], np.abs(photo() / 255 - bright / 255).max(-1), atol=1e-6)
     assert words.startswith("b$d $x, joy, split test") and "→ the background drifts by 0.118 on average" in words
     assert len(lone) == 2 and "the sizes differ" in other
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure._repr_png_()[0].startswith(b"\x89PNG")
     assert found.contact_sheet(most=1).texts[0].get_text() == "3 of 5 pairs pass. Shown: 1 of 2."
     html = check([replace(bad[0], name="<b>", emotion="hungry")], progress=False)._repr_html_()
     assert "0 of 1 pairs pass." in html and "&lt;b&gt;" in html

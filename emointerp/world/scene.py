@@ -104,8 +104,9 @@ class Scene:
         flat |= {f"thing: {t}": t in self.things for t in (*setting.PLAIN_THINGS, *setting.SIGNIFIERS)}
         return flat | asdict(self.expression) | {f"look: {k}": v for k, v in asdict(self.look).items()}
 
-    def _repr_png_(self) -> bytes:
-        return self.image().resize((256, 256), Image.Resampling.LANCZOS)._repr_png_()
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        alt = f"A drawn scene: {self.subject}, {self.emotion}, {self.place}."
+        return self.image().resize((256, 256), Image.Resampling.LANCZOS)._repr_png_(), {"alt": alt}
 
 
 def _rng(scene: Scene, part: str) -> np.random.Generator:

@@ -28,4 +28,5 @@ def contact_sheet(scenes: Sequence[Scene] | None = None, columns: int = 8, seed:
         row = scenes[first : first + columns]
         if len({s.emotion for s in row}) == 1:
             axes[first // columns, 0].set_ylabel(row[0].emotion, color=COLORS[row[0].emotion], fontweight="bold")
+    figure.alt = f"{len(scenes)} drawn scenes, {columns} a row: {', '.join(scene.emotion for scene in scenes)}."
     return figure
