@@ -31,11 +31,16 @@ def tour(
         Path | None, typer.Option(help="Folder for index.html and results.json; by default a new emointerp-tour.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the report in a folder that exists.")] = False,
+    size: Annotated[
+        str, typer.Option(help="How much is measured: full, quick, or auto, which keeps a slow model to about 15 minutes.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
 ) -> None:
     """Read pictures beside an event, measure how well the model reads, and write a report that opens offline."""
     from emointerp.tour import run
 
-    page = run(images=image or (), event=event, model=model, out=out, force=force)
+    page = run(images=image or (), event=event, model=model, out=out, force=force, size=size, device=device, dtype=dtype)
     print(f"Report: {page}")
 
 
@@ -56,15 +61,21 @@ def verify(
 
 @app.command()
 def lab(
-    folder: Annotated[Path, typer.Argument(help="Where your copies of the notebooks go; yours are never overwritten.")] = Path(
-        "emointerp-course"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Where your copies of the notebooks go; yours are never overwritten. By default emointerp-course, "
+            "with --solutions emointerp-course-solutions."
+        ),
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open JupyterLab; --no-browser only copies and says how.")] = True,
+    solutions: Annotated[bool, typer.Option("--solutions", help="The teacher's copy: every exercise holds its solution.")] = False,
 ) -> None:
     """Copy the notebooks to a folder of yours and open JupyterLab on the first."""
     from emointerp.course import copy_notebooks, open_lab
 
-    first = copy_notebooks(folder)
+    folder = folder or Path("emointerp-course-solutions" if solutions else "emointerp-course")
+    first = copy_notebooks(folder, solutions)
     if browser:
         open_lab(first)
     else:

@@ -87,7 +87,7 @@ def _panel(axis: Axes) -> str:
 def _ticks(axis: Axes, most: int = 10) -> str:
     """Names on the ticks, where they are words and few."""
     names = [label.get_text() for of in (axis.yaxis, axis.xaxis) for label in of.get_ticklabels()]
-    words = [name for name in dict.fromkeys(names) if any(map(str.isalpha, name))]
+    words = [name for name in dict.fromkeys(names) if any(map(str.isalpha, name)) and "$" not in name]  # $: a power of ten
     return ", ".join(words) if len(words) <= most else ""
 
 

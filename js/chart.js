@@ -45,8 +45,9 @@ function spaced(order, n, step) {
 export function chart(parent, model, about, select) {
   const { tree, leaves, emotions, emotion, place } = about;
   const n = leaves.feature.length, letters = Math.max(...leaves.words.map((text) => short(text).length));
-  const RIM = clamp(HALF - 40 - 0.52 * clamp(1600 / n, SMALL, LARGE) * (letters + 5), 265, 400); // leaves room for the longest label
+  const RIM = clamp(HALF - 40 - 0.8 * clamp(1600 / n, SMALL, LARGE) * (letters + 5), 240, 400); // leaves room for the longest label
   const root = laidOut(tree, RIM), ends = root.leaves().sort((a, b) => a.data.leaf - b.data.leaf);
+  const widest = Math.max(...leaves.words.map((text, i) => short(text).length + 5 + emotion(i).initial.length)); // letters of a label
   const spacing = (2 * Math.PI * RIM) / (n + 1), most = Math.max(...leaves.activation), big = clamp(0.9 * spacing, 3.6, 14);
   const prefix = `emointerp-${Math.random().toString(36).slice(2)}-`; // ids that no other view on the page has
 
@@ -105,7 +106,8 @@ export function chart(parent, model, about, select) {
   // As many labels as can be read at this zoom; the others fade.
   function label() {
     const scale = (transform.k * (box.clientWidth || 600)) / (2 * HALF), room = spacing * scale;
-    const step = Math.ceil(SMALL / room), size = clamp(0.8 * room, SMALL, LARGE) / scale;
+    const step = Math.ceil(SMALL / room), fits = (HALF - RIM - big - 8) / (0.5 * widest);
+    const size = Math.min(clamp(0.8 * room, SMALL, LARGE) / scale, fits); // the longest label ends inside the drawing
     const first = [chosen(), cursor].filter((i) => i >= 0);
     const wanted = leaves.feature.map((_, i) => i).filter((i) => lit[i]);
     wanted.sort((a, b) => leaves.activation[b] - leaves.activation[a]);

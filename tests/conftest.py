@@ -15,3 +15,8 @@ import beartype  # noqa: E402, F401 - before nnsight, after which it cannot be i
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("emointerp", "type_checks.checked")
+
+
+def pytest_addoption(parser) -> None:
+    """What the command line of the tests takes beside pytest's own."""
+    parser.addoption("--every-notebook", action="store_true", help="test_browser.py: run all notebooks in JupyterLab, not only two")

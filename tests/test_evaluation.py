@@ -28,7 +28,7 @@ from emointerp.evaluation.mer_unibench import frame
 from emointerp.models import to_image
 from emointerp.statistics import Interval
 from emointerp.tracing import AddVector
-from emointerp.world import Scene
+from emointerp.world import Scene, sample
 
 N = 12
 GLAD, BOTH, ANGRY, PLAIN = "I was glad.", "I was glad and angry.", "I was angry.", "I sat down."
@@ -115,6 +115,18 @@ def test_the_worlds_sets_ask_for_what_their_pictures_show(world):
     assert [item.suggested for item in world[CALM]] == [""] * N
     assert all(item.suggested in BASIC and item.suggested != item.gold for item in world[CONFLICT])
     assert len({item.key for item in world[CONFLICT]}) == N
+
+
+def test_scenes_are_drawn_once_for_all_methods_and_answers_weighed_once(monkeypatch):
+    """Two methods and none say the same of three scenes: each scene is drawn once beside its hash, each answer weighed once."""
+    drawn, weighed = [], []
+    draw, weigh = Scene.image, harness.perplexity_of
+    monkeypatch.setattr(Scene, "image", lambda scene: drawn.append(scene) or draw(scene))
+    monkeypatch.setattr(harness, "perplexity_of", lambda vlm, prompt, said: weighed.append(said) or weigh(vlm, prompt, said))
+    some = [Item("mine", example.scene, "It rained.", "joy") for example in sample("test", 3)]
+    methods = [Method(name, lambda vlm, asked, decoding: [GLAD] * len(asked), {}) for name in ("none", "a", "b")]
+    found = evaluate(tiny(), methods, {"mine": some}, batch=2, progress=False)
+    assert len(drawn) == 2 * 3 and len(weighed) == 3 and found.table.groupby("item").perplexity.nunique().tolist() == [1, 1, 1]
 
 
 def test_what_shows_that_the_picture_counts_differs_in_the_picture_alone(world):

@@ -70,7 +70,7 @@ def parsed(html: str) -> ElementTree.Element:
 
 def effects_shown(html: str) -> dict[str, tuple[str, ElementTree.Element]]:
     """By the name of each row of the table of effects: what it says, and its bar."""
-    cells = next(div for div in parsed(html).iter("div") if "display:grid" in div.get("style", ""))
+    cells = next(div for div in parsed(html).iter("div") if div.get("class") == "figures wide")
     return {name.text: (said.text, bar) for name, bar, said in zip(*[iter(cells)] * 3, strict=True)}
 
 

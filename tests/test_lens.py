@@ -234,7 +234,7 @@ def test_moving_the_layer_changes_colours_and_the_table(panel):
     for layer in (7, 2):
         panel.controls["layer"].value = layer
         assert np.allclose(panel.grid.values, lens.values("emotion mass", layer)[visual] / highest, atol=1e-6)
-        assert f'font-weight:bold"><td>layer {layer}</td>' in panel.view.value
+        assert f'<tr class="chosen"><td>layer {layer}</td>' in panel.view.value
     panel.controls["show"].value = "entropy"
     assert panel.grid.title == "entropy, layer 2" and 0 <= min(panel.grid.values) < max(panel.grid.values) <= 1
     panel.controls["show"].value = "emotion mass"

@@ -15,13 +15,14 @@ import emointerp.widgets.sae  # noqa: F401 - below by its name, which the packag
 from emointerp.errors import InputError
 from emointerp.exercises import sae as exercise
 from emointerp.models import load, load_tower
-from emointerp.sae import SAE, Codes, load_sae
+from emointerp.sae import SAE, Codes, load_sae, quality
 from emointerp.sae.emotion import EmotionDirections
 from emointerp.sae.signifiers import MEAN, MIX, TEST, SignifierAudit
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.tour import Job
+from emointerp.tour import Job, Sizes
 from emointerp.tour import sae as tour
+from emointerp.tour.chapter import number, share
 from emointerp.tour.report import _json, _plain
 from emointerp.world import face_scenes, sample
 
@@ -236,7 +237,7 @@ def test_all_emotions_have_a_part_of_the_circle_and_a_choice_that_comes_back_is_
     choose(panel, n=20)
     assert panel.explorer is shown
     html = panel._repr_mimebundle_()["text/html"]
-    assert html.startswith(said) and "What emotions are made of" in html and html.count("<img") == 1 + len(shown.pictures)
+    assert said in html and "What emotions are made of" in html and html.count("<img") == 1 + len(shown.pictures)
 
 
 def test_a_problem_is_said_in_words_and_there_is_no_circle(panel, monkeypatch):
@@ -247,7 +248,7 @@ def test_a_problem_is_said_in_words_and_there_is_no_circle(panel, monkeypatch):
         patched.setattr(MODULE, "compute", refuse)
         said = choose(panel, emotion="disgust", n=160)
         assert 'role="alert"' in said and "left of &lt;n&gt;" in said
-        assert panel.explorer is None and len(panel.children) == 3 and panel._repr_mimebundle_()["text/html"] == said
+        assert panel.explorer is None and len(panel.children) == 3 and said in panel._repr_mimebundle_()["text/html"]
     assert 'role="alert"' not in choose(panel, n=10) and panel.explorer is not None
 
 
@@ -265,9 +266,9 @@ def test_what_the_panel_refuses(scenes):
 def told():
     """The chapter on the bundled model: a scene, and noise under a name that needs escaping."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tour, "SCENES", {"direction": 210, "selection": 70, "test": 140})
         patch.setattr(tour, "RESAMPLES", 50)
-        return tour.chapter(load(), Job(((NAMED, SAD), ("<noise>", picture())), EVENT))
+        sizes = Sizes(sae={"direction": 210, "selection": 70, "test": 140})
+        return tour.chapter(load(), Job(((NAMED, SAD), ("<noise>", picture())), EVENT, sizes=sizes))
 
 
 def test_the_tour_tells_pictures_in_features_as_the_formulas_say(told):
@@ -294,8 +295,11 @@ def test_the_tour_tells_pictures_in_features_as_the_formulas_say(told):
 
 def test_the_tours_sentences_are_made_of_its_numbers(told):
     results, summary = told.results, told.summary
-    assert f"keeps {results['quality']['explained variance']:.0%} of the variance of 140 test pictures" in summary[0]
-    assert f"a mean AP of {results['mean AP']['SAE, centred'].mean:.2f}" in summary[1]
+    kept, ranked = results["quality"]["explained variance"], results["mean AP"]["SAE, centred"]
+    assert kept.mean == pytest.approx(quality(load_sae("tiny"), vectors_of(face_scenes("test", 140))).explained_variance, abs=1e-4)
+    assert kept.low < kept.mean < kept.high
+    assert f"keeps {share(kept)} of the variance of 140 test pictures" in summary[0]
+    assert f"a mean AP of {number(ranked)}" in summary[1] and number(ranked) in told.plain[0][1]
     assert f"cosine {results['mean cosine of directions']['raw']:.2f} on average" in summary[2]
     assert summary[3] == "sad lies nearest to the direction of sadness."
     assert summary[4].startswith("<noise> lies nearest to") and "do not rely on it" in summary[4]  # escaped by the page
@@ -315,7 +319,7 @@ def test_for_a_model_without_an_autoencoder_the_tour_says_so_and_measures_nothin
     vlm = tiny_families.vlm(family)
     chapter = tour.chapter(vlm, Job((("noise", picture()),), EVENT))
     assert len(chapter.summary) == 1 and f"comes with the vision tower of {vlm.name}" in chapter.summary[0]
-    assert chapter.blocks == () and chapter.results == {"sae": None}
+    assert chapter.blocks == () and chapter.results["sae"] is None and chapter.state == "left out"
 
 
 @pytest.mark.parametrize(
@@ -324,3 +328,19 @@ def test_for_a_model_without_an_autoencoder_the_tour_says_so_and_measures_nothin
 def test_better_or_worse_is_said_only_where_the_paired_interval_tells(low, high, words):
     rows = {name: {"mAP": Interval(0.5, 0.4, 0.6, 9), "difference": Interval(0.0, low, high, 9)} for name in tour.METHODS}
     assert words in tour._ranked_line(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+@pytest.mark.parametrize(("shift", "there", "elsewhere"), [(1.5, 40, 200), (0.5, 100, 100), (0.0, 30, 60)])
+def test_the_interval_of_an_auroc_is_about_that_of_a_bootstrap(shift, there, elsewhere):
+    rng = np.random.default_rng(0)
+    labels = np.arange(there + elsewhere) < there
+    values = rng.normal(size=len(labels)) + shift * labels
+    drawn = [np.concatenate([rng.choice(there, there), there + rng.choice(elsewhere, elsewhere)]) for _ in range(400)]
+    low, high = np.quantile([roc_auc_score(labels[some], values[some]) for some in drawn], [0.025, 0.975])
+    found = tour.auroc_interval(float(roc_auc_score(labels, values)), there, elsewhere)
+    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+
+
+def test_a_perfect_auroc_is_not_sure_and_a_factor_that_is_not_there_has_none():
+    assert tour.auroc_interval(1.0, 10, 90) == Interval(1.0, 0.7, 1.0, 100)
+    assert np.isnan(tour.auroc_interval(0.9, 0, 100).mean) and np.isnan(tour.auroc_interval(np.nan, 10, 10).mean)

@@ -13,6 +13,7 @@ from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.saliency import METHODS, MapCheck, saliency_map, toward
 from emointerp.tour import saliency as tour
 from emointerp.tour.chapter import Job
+from emointerp.tour.sizes import Sizes
 from emointerp.widgets.saliency import saliency
 from emointerp.world import sample
 
@@ -168,10 +169,9 @@ def test_how_many_copies_are_enough(target):
 
 
 def test_a_chapter_of_the_tour(monkeypatch):
-    monkeypatch.setattr(tour, "PICTURES", 3)
-    monkeypatch.setattr(tour, "STEPS", 2)
-    monkeypatch.setattr(tour, "METHODS", {"smoothgrad": {"n": 2}, "gradient": {}})
-    made = tour.chapter(emointerp.load(), Job((("joy", SCENE),), "The phone rang."))
+    monkeypatch.setattr(tour, "METHODS", ("smoothgrad", "gradient"))
+    sizes = Sizes(saliency={"pictures": 3, "copies": 2, "steps": 2, "draws": 2})
+    made = tour.chapter(emointerp.load(), Job((("joy", SCENE),), "The phone rang.", sizes=sizes))
     assert made.results["pictures"]["joy"]["target"] == "log p(joy)" and len(made.blocks) == 2
     split = made.results["test split"]
     assert split["random"]["own"] is None and split["smoothgrad"]["ratio"].n == 3

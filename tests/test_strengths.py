@@ -1,12 +1,14 @@
 """Strengths chosen by one rule, worked by hand on canned answers; the controls; the tuning pairs."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_families
 from tiny_models import picture
 
 from emointerp.emotions import named
 from emointerp.errors import InputError
-from emointerp.evaluation import conflict_pairs, strengths
+from emointerp.evaluation import conflict_pairs, harness, strengths
 from emointerp.evaluation.items import CONFLICT, Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.strengths import amplified, by_label, by_prediction, contest, random_like, tuned
@@ -49,7 +51,7 @@ def says(name: str, hits: int, false: int) -> Method:
 def test_the_rule_takes_the_most_exact_that_keeps_the_limits(monkeypatch, candidates, chosen):
     monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
     some = [says(f"m{i}", *figures) for i, figures in enumerate(candidates)]
-    found = tuned(tiny_families.vlm("llava_clip"), "mine", some, some_pairs(), max_cost=1e9)
+    [found] = tuned(tiny_families.vlm("llava_clip"), {"mine": some}, some_pairs(), max_cost=1e9)
     nothing = {"strength": "none: no candidate gained within the limits"}
     assert found.name == "mine" and found.settings == (nothing if chosen is None else some[chosen].settings)
 
@@ -59,10 +61,28 @@ def test_a_candidate_whose_stories_are_unlikely_is_not_taken(monkeypatch):
     monkeypatch.setattr(strengths, "none", lambda: says("none", 0, 0))
     some = [says("weak", 1, 0), says("strong", 3, 0)]
     with pytest.warns(UserWarning, match="mine: the last of 2 candidates was chosen"):
-        assert tuned(vlm, "mine", some, some_pairs(), max_cost=1e9).settings["hits"] == 3
-    assert "no candidate gained" in tuned(vlm, "mine", some, some_pairs(), max_cost=1e-9).settings["strength"]
+        assert tuned(vlm, {"mine": some}, some_pairs(), max_cost=1e9)[0].settings["hits"] == 3
+    assert "no candidate gained" in tuned(vlm, {"mine": some}, some_pairs(), max_cost=1e-9)[0].settings["strength"]
     with pytest.raises(InputError, match="There are no candidates for 'mine'"):
-        tuned(vlm, "mine", [], some_pairs())
+        tuned(vlm, {"yours": some, "mine": []}, some_pairs())
+
+
+def test_several_rivals_are_tuned_beside_one_run_of_no_intervention(monkeypatch):
+    """Each grid gets its own best, as alone; "none" answers each item once, and no answer's perplexity is measured twice."""
+    vlm, asked, measured = tiny_families.vlm("llava_clip"), [], []
+    bare, likely = says("none", 0, 0), harness.perplexity_of
+
+    def counted(vlm, items, decoding):
+        asked.extend(items)
+        return bare.answers(vlm, items, decoding)
+
+    monkeypatch.setattr(strengths, "none", lambda: replace(bare, answers=counted))
+    monkeypatch.setattr(harness, "perplexity_of", lambda vlm, prompt, texts: measured.extend(texts) or likely(vlm, prompt, texts))
+    grids = {"a": [says("m", 2, 0), says("m", 3, 0), says("m", 1, 0)], "b": [says("m", 4, 2), says("m", 1, 0), says("m", 0, 0)]}
+    found = tuned(vlm, grids, some_pairs(), max_cost=1e9)
+    assert [(m.name, m.settings["hits"]) for m in found] == [("a", 3), ("b", 1)]
+    assert len(asked) == 8 + 1  # four pairs have two sides; one more item is asked to warm up
+    assert len(measured) == 8 + 4 + 2  # PLAIN beside all, GLAD where a method says it
 
 
 def test_the_control_has_as_many_others_in_the_same_layers():

@@ -9,21 +9,20 @@ import tiny_families
 
 from emointerp.models import load
 from emointerp.superposition import embed, read_factors
-from emointerp.tour import superposition
-from emointerp.tour.chapter import Job
+from emointerp.tour import Sizes, superposition
+from emointerp.tour.chapter import Job, number
 from emointerp.tour.report import _json, _plain
 from emointerp.world import face_scenes
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(superposition, "FIT", 160)
-    monkeypatch.setattr(superposition, "TEST", 80)
+def job(direction, test):
+    """Of so many scenes."""
+    return Job((), "", sizes=Sizes(superposition={"direction": direction, "test": test}))
 
 
-def test_the_bundled_tower_reads_more_than_its_controls_and_says_so(small):
+def test_the_bundled_tower_reads_more_than_its_controls_and_says_so():
     vlm = load()
-    made = superposition.chapter(vlm, Job((), ""))
+    made = superposition.chapter(vlm, job(160, 80))
     readable = {name: counted["factors"] for name, counted in made.results["readable"].items()}
     truth = read_factors(*(embed(vlm, face_scenes(split, n), progress=False) for split, n in (("direction", 160), ("test", 80))))
     assert readable["tower"] == len(truth.readable) > 15
@@ -35,7 +34,8 @@ def test_the_bundled_tower_reads_more_than_its_controls_and_says_so(small):
     assert control.endswith("So training made them readable.")
     frame = made.results["interference"]["tower"]
     assert f"cosine of {frame['factors']['interval'].mean:.2f} [" in apart
-    assert f"({frame[superposition.MATCHED]['interval'].mean:.2f}; p = " in apart
+    assert f"({number(frame[superposition.MATCHED]['interval'])}; p = " in apart
+    assert made.plain[0][1].startswith(f"{len(truth.readable)} of {len(truth.table)} things that vary in the drawings can be read")
     assert sum(block.count("data:image/png;base64,") for _, block in made.blocks) == 2
     kept = json.loads(_json(_plain(made.results)))
     assert kept["correlations"][truth.to_frame().factor[0]]["mean"] == pytest.approx(truth.to_frame().r[0].mean, abs=1e-3)
@@ -44,12 +44,10 @@ def test_the_bundled_tower_reads_more_than_its_controls_and_says_so(small):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_next", "idefics3"])
 def test_a_tower_that_tells_little_is_said_to(family, monkeypatch):
-    monkeypatch.setattr(superposition, "FIT", 40)
-    monkeypatch.setattr(superposition, "TEST", 30)
     monkeypatch.setattr(superposition, "interference", lambda *given: pytest.fail("nothing to measure"))
     everything = superposition.read_factors
     monkeypatch.setattr(superposition, "read_factors", lambda fit, test: everything(fit.exchanged(1), test))
-    made = superposition.chapter(tiny_families.vlm(family), Job((), ""))
+    made = superposition.chapter(tiny_families.vlm(family), job(40, 30))
     assert made.results["interference"] == {} and len(made.blocks) == 1
     assert made.summary[1].endswith("So these scenes do not show that training made anything readable.")
     assert made.summary[2].startswith("Fewer than two factors are readable")

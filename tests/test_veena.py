@@ -19,6 +19,7 @@ from emointerp.circuit import Circuit, Head, Neuron
 from emointerp.emotions import score
 from emointerp.errors import InputError
 from emointerp.evaluation import conflict_pairs
+from emointerp.heads import amplification_map
 from emointerp.lens import emotion_tokens
 from emointerp.models import load
 from emointerp.pairs import Pair, world_pairs
@@ -820,6 +821,16 @@ def test_heads_are_found_by_what_amplification_does():
     assert {h.position for h in circuit.heads if h.layer <= 3} == {"query"} and any(h.layer == 0 for h in circuit.heads)
     assert circuit.neurons and circuit.splits == ("selection",)
     assert len(Veena.from_circuit(circuit, 3).upstream) == sum(h.layer <= 3 for h in circuit.heads)
+    looks = amplification_map(vlm, pairs, 3, progress=False)
+    same = find_circuit(vlm, pairs, 3, by=looks, heads=8, neurons=0, progress=False)
+    assert same.heads == circuit.heads and same.neurons == () and same.pairs == circuit.pairs
+    for other in (pairs[:-1], pairs[::-1]):
+        with pytest.raises(InputError, match=r"This map is of other pairs \(24 of them, and 2[34] came\)"):
+            find_circuit(vlm, other, 3, by=looks, progress=False)
+    with pytest.raises(InputError, match="name l_emo"):
+        find_circuit(vlm, pairs, by=looks, progress=False)
+    with pytest.raises(InputError, match="This map is one of attribution, a guess; expected a head_map"):
+        find_circuit(vlm, pairs, 3, by=replace(looks, kind="attribution"), progress=False)
     patched = find_circuit(vlm, pairs, heads=4, neurons=10, progress=False)
     assert {(h.layer, h.head) for h in patched.heads} & {(5, 2), (6, 5), (5, 7)} and patched.neurons == circuit.neurons
     with pytest.raises(InputError, match="by is 'luck'; expected 'patching' or 'amplification'"):

@@ -117,7 +117,7 @@ def test_where_nothing_is_scaled_the_story_stays():
     panel = panel_of()
     for values in ({"heads": 0, "neurons": 0}, {"heads": 4, "neurons": 3, "beta": 1.0, "gamma": 1.0}):
         html = choose(panel, **values)
-        assert panel.mended.after == panel.mended.before and panel.mended.cost == 1 and '<span style="">nothing</span>' in html
+        assert panel.mended.after == panel.mended.before and panel.mended.cost == 1 and "<span>nothing</span>" in html
         assert (panel.veena is None) == (values["heads"] == 0)
     assert choose(panel, heads=0, neurons=0, adaptive=True) and panel.mended.after == panel.mended.before
 
@@ -233,7 +233,7 @@ def test_a_cost_that_is_high_or_unknown_stands_out(shown):
         (float("nan"), "unknown, as a story is empty", False),
     ):  # fmt: skip
         html = mended_html(replace(plain, cost=cost))
-        assert said in text_of(html) and ("color:#D55E00" in html) == costly
+        assert said in text_of(html) and ('class="warning"' in html) == costly
 
 
 def test_the_case_study_lists_all_pictures_beside_one_event():
@@ -278,7 +278,7 @@ def test_what_is_wrong_is_said_in_the_panel_and_it_lives_on(tmp_path):
     first = panel.view.value
     assert 'role="alert"' in choose(panel, event=" ") and "The event is empty" in panel.view.value
     assert "No such picture" in choose(panel, event=EVENT, picture="gone")
-    assert choose(panel, picture="one") == first == panel._repr_mimebundle_()["text/html"]
+    assert choose(panel, picture="one") == first and first in panel._repr_mimebundle_()["text/html"]
     lost = panel_of(words={"up": ["uncle"]})
     assert "give words of two or more" in choose(lost, adaptive=True) and 'role="alert"' not in choose(lost, adaptive=False)
 

@@ -22,6 +22,7 @@ from emointerp.plots import COLORS
 from emointerp.start_here import EVENT
 from emointerp.tracing import AddVector, sweep
 from emointerp.widgets import PatchGrid, TokenStrip, steering
+from emointerp.widgets.drawing import cell_colors
 from emointerp.widgets.steering import ALPHAS, Push, Story, grid_html, prepared, stories_html
 from emointerp.widgets.tinted import RAMP
 from emointerp.world import sample
@@ -198,7 +199,7 @@ def test_a_stand_in_lies_beside_the_live_widget(make):
 def test_files_of_the_widgets_are_in_the_package_and_ask_nothing_of_the_network():
     folder = files("emointerp.widgets") / "static"
     texts = {f.name: f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name.endswith((".js", ".css"))}
-    assert texts.keys() == {"tinted.js", "tinted.css", "patch_grid.js", "token_strip.js"}
+    assert texts.keys() == {"panel.css", "patch_grid.js", "status.js", "tinted.css", "tinted.js", "token_strip.js"}
     for name, text in texts.items():
         assert not re.search(r"https?://|@import|\bimport\b.*\bfrom\b|url\(", text), name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|\beval\b", text), name
@@ -308,7 +309,9 @@ def test_a_change_costs_one_sweep_of_a_prompt_that_was_read(panel, monkeypatch):
 def test_the_grid_holds_the_stories_of_all_layers_and_alphas(panel, random_vlm):  # noqa: F811
     panel.controls["alpha"].value = 1.4
     panel.controls["grid"].value = True
-    cells = re.findall('<td style="([^"]*)" title="([^"]*)"', panel.view.value)  # no tree: bytes of random stories are not all XML
+    cells = re.findall(
+        '<td class="([^"]*)" style="[^"]*" title="([^"]*)"', panel.view.value
+    )  # no tree: bytes of random stories are not all XML
     said = [unescape(title) for _, title in cells]
     assert [title.split(", perplexity")[0] for title in said] == [
         f"layer {layer}, alpha {alpha:g}" for layer in (2, 1, 0) for alpha in ALPHAS
@@ -317,7 +320,7 @@ def test_the_grid_holds_the_stories_of_all_layers_and_alphas(panel, random_vlm):
     for layer, i in ((0, 7), (2, 3)):
         with oracle.hooked(random_vlm, directions("fear", "joy").edits("fear", layer, ALPHAS[i]), prompt):
             assert said[(LAYERS - 1 - layer) * len(ALPHAS) + i].endswith(f": {random_vlm.generate(prompt)}")
-    (outlined,) = (title for style, title in cells if "outline" in style)
+    (outlined,) = (title for kind, title in cells if "here" in kind)
     assert outlined.startswith("layer 1, alpha 1.5, ")
 
 
@@ -329,11 +332,38 @@ def test_a_cell_shows_what_is_named_and_pales_where_it_costs_too_much():
     stories = [told(1.0, "a", ("fear",)), told(2.0, "b", ("joy", "sadness"), 4.4), told(3.0, "c", ("fear",), 4.6), told(4.0, "d")]
     cells = list(parsed(grid_html(stories, Push("fear", 0, 0.0))).iter("td"))
     assert ["".join(cell.itertext()) for cell in cells] == ["fear", "joy +1", "fear", "·"]
-    fear, joy, sadness = (COLORS[e].lower() for e in ("fear", "joy", "sadness"))
-    colors = [re.findall(r"(#\w{6})(\w\w)", cell.get("style").lower()) for cell in cells]
-    assert colors[:3] == [[(fear, "99")], [(joy, "99"), (sadness, "99")], [(fear, "26")]]
-    assert [cell[0].get("style") for cell in cells] == ["opacity:1", "opacity:1", "opacity:0.5", "opacity:1"]
-    assert not any("outline" in cell.get("style") for cell in cells)  # no push is no cell
+    colors = [re.findall(r"#\w+", cell.get("style").lower()) for cell in cells]
+    mixed = [
+        ["#" + "".join(f"{round(102 + 0.6 * c):02x}" for c in rgb(e)) for e in some] for some in (["fear"], ["joy", "sadness"])
+    ]
+    assert colors == [*mixed, [f"{COLORS['fear'].lower()}26"], ["#8a8f981a"]]  # 60% of the colour over white; 15% over the page
+    assert [cell.get("class") for cell in cells] == ["full", "full", "pale", "pale"]  # no push is no cell: none is outlined
+
+
+def rgb(emotion: str) -> list[int]:
+    return [int(COLORS[emotion][i : i + 2], 16) for i in (1, 3, 5)]
+
+
+@pytest.mark.parametrize("emotion", [*COLORS])
+def test_words_and_cells_can_be_read_in_both_themes(emotion):
+    """Contrast of at least 4.5, as WCAG 2.2 asks: black on full cells; JupyterLab's ink on marks and pale cells."""
+
+    def luminance(levels) -> float:
+        return float(linear("#" + "".join(f"{round(c):02x}" for c in levels)) @ [0.2126, 0.7152, 0.0722])
+
+    def contrast(one, other) -> float:
+        low, high = sorted([luminance(one), luminance(other)])
+        return (high + 0.05) / (low + 0.05)
+
+    def over(color, share: float, page) -> list[float]:
+        return [share * c + (1 - share) * p for c, p in zip(color, page, strict=True)]
+
+    full = [int(cell_colors([emotion])[0][i : i + 2], 16) for i in (1, 3, 5)]
+    assert contrast([0, 0, 0], full) >= 4.5
+    for page, ink in (([255] * 3, [0] * 3), ([17] * 3, [255] * 3)):
+        for share in (0x33 / 255, 0x26 / 255):
+            tinted = over(rgb(emotion), share, page)
+            assert contrast(over(ink, 0.87, tinted), tinted) >= 4.5
 
 
 def test_stories_and_labels_are_escaped(random_vlm):  # noqa: F811
@@ -350,7 +380,7 @@ def test_the_panel_says_what_is_wrong_and_lives_on(panel, random_vlm):  # noqa: 
     panel.controls["event"].value = " "
     assert 'role="alert"' in panel.view.value and "The event is empty" in panel.view.value
     panel.controls["event"].value = EVENT
-    assert panel.view.value == first == panel._repr_mimebundle_()["text/html"]
+    assert panel.view.value == first and first in panel._repr_mimebundle_()["text/html"]
     wide = steering(random_vlm, directions("fear", width=8), {"one": picture()})
     assert "vector has width 8" in wide.view.value
     own = directions("day", "xyzzy")

@@ -112,6 +112,8 @@ class Run:
     seeds: tuple[int, ...]
     decoding: Decoding
     perplexity: bool
+    likely: dict[tuple[str, int, str], float | None] = field(default_factory=dict, init=False, repr=False)  # set, item, answer
+    drawn: dict[str, list[Item]] = field(default_factory=dict, init=False, repr=False)  # the set that is being asked
 
     @classmethod
     def of(
@@ -188,7 +190,7 @@ class Run:
 
     def _asked(self, cell: Cell, bar: tqdm, first: bool) -> list[dict[str, Any]]:
         """The rows of a cell; before a method's `first` a short answer is asked, as what loads then is no cost of the method."""
-        items, step, rows = self.sets[cell.set], self.decoding.batch, []
+        items, step, rows = self._drawn(cell.set), self.decoding.batch, []
         with _naming(cell):
             if first:
                 self.methods[cell.method].answers(self.vlm, items[:1], replace(self.decoding, max_new_tokens=2, seed=cell.seed))
@@ -197,25 +199,35 @@ class Run:
                 bar.update(len(rows) - start)
         return rows
 
+    def _drawn(self, name: str) -> list[Item]:
+        """A set's items, their scenes drawn once for all methods, which is none of their costs."""
+        if name not in self.drawn:
+            self.drawn.clear()
+            some = self.sets[name]
+            self.drawn[name] = [replace(i, picture=i.picture.image()) if isinstance(i.picture, Scene) else i for i in some]
+        return self.drawn[name]
+
     def _batch(self, cell: Cell, items: Sequence[Item], start: int) -> list[dict[str, Any]]:
         decoding = replace(self.decoding, seed=cell.seed + STRIDE * (start // self.decoding.batch))
-        items = [replace(i, picture=i.picture.image()) if isinstance(i.picture, Scene) else i for i in items]  # no method's cost
         began = perf_counter()
         answers = self.methods[cell.method].answers(self.vlm, items, decoding)
         seconds = perf_counter() - began
         if len(answers) != len(items) or not all(isinstance(answer, str) for answer in answers):
             raise InputError(f"the method gave {len(answers)} answers to {len(items)} items; expected a text for each.")
         tokens = [self._length(answer) for answer in answers]
-        likely = [self._perplexity(item, answer) for item, answer in zip(items, answers, strict=True)]
+        likely = [self._perplexity(cell.set, start + i, *both) for i, both in enumerate(zip(items, answers, strict=True))]
         each = zip(range(start, start + len(items)), answers, tokens, likely, strict=True)
         return [dict(zip(ROW, (i, a, n, seconds / sum(tokens), p), strict=True)) for i, a, n, p in each]
 
     def _length(self, answer: str) -> int:
         return min(len(self.vlm.tokenizer(answer, add_special_tokens=False).input_ids) + 1, self.decoding.max_new_tokens)
 
-    def _perplexity(self, item: Item, answer: str) -> float | None:
-        found = perplexity_of(self.vlm, item.prompt(self.vlm), [answer])[0] if self.perplexity else math.nan
-        return found if math.isfinite(found) else None
+    def _perplexity(self, name: str, i: int, item: Item, answer: str) -> float | None:
+        """That of an answer under the unedited model, measured once, whichever methods give it."""
+        if (name, i, answer) not in self.likely:
+            found = perplexity_of(self.vlm, item.prompt(self.vlm), [answer])[0] if self.perplexity else math.nan
+            self.likely[name, i, answer] = found if math.isfinite(found) else None
+        return self.likely[name, i, answer]
 
 
 ROW = ("item", "answer", "tokens", "seconds", "perplexity")

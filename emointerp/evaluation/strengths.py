@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from emointerp import veena
 from emointerp.circuit import Circuit
@@ -93,29 +94,36 @@ def _lists(vlm: VLM, values: Mapping[str, Veena]) -> dict[str, list[Edit]]:
 
 
 def tuned(
-    vlm: VLM, name: str, candidates: Iterable[Method], tuning: Sequence[Pair], max_false: float = 0.02, max_cost: float = 1.5
-) -> Method:
-    """The candidate that `veena.fit`'s rule chooses, under a `name`; the first of equals.
+    vlm: VLM, grids: Mapping[str, Iterable[Method]], tuning: Sequence[Pair], max_false: float = 0.02, max_cost: float = 1.5
+) -> list[Method]:
+    """Of each grid's candidates the one that `veena.fit`'s rule chooses, under the grid's name; the first of equals.
 
-    A warning says so where the last one is chosen, as a stronger one might be better still. Where none keeps the limits and beats
-    no intervention, the method is none at all, and its settings say so.
+    All are asked in one go, beside one run of no intervention. A warning says so where the last of a grid is chosen, as a stronger
+    one might be better still. Where none keeps the limits and beats no intervention, the method is none at all, and its settings
+    say so.
     """
-    tried = [replace(method, name=f"{name} {i}") for i, method in enumerate(candidates)]
-    if not tried:
-        raise InputError(f"There are no candidates for {name!r}; give the method at one strength or more.")
+    tried = {name: [replace(m, name=f"{name} {i}") for i, m in enumerate(some)] for name, some in grids.items()}
+    if empty := [name for name, some in tried.items() if not some]:
+        raise InputError(f"There are no candidates for {empty[0]!r}; give the method at one strength or more.")
     sets = {
         CONFLICT: [Item(CONFLICT, *pair.plus, pair.emotion) for pair in tuning],
         NEUTRALS: [Item(NEUTRALS, *pair.minus, NEUTRAL) for pair in tuning],
     }
-    frame = evaluate(vlm, [none(), *tried], sets, progress=False).to_frame()
+    frame = evaluate(vlm, [none(), *(m for some in tried.values() for m in some)], sets, progress=False).to_frame()
     gain, rise = (frame.loc[which].difference.drop(NONE).map(lambda i: i.mean) for which in sets)
     cost = np.sqrt(frame.loc[CONFLICT].perplexity * frame.loc[NEUTRALS].perplexity).drop(NONE)  # geometric mean of both
-    allowed = (rise <= max_false + 1e-9) & (cost <= max_cost) & (gain > 0)
-    if not allowed.any():
+    gain = gain[(rise <= max_false + 1e-9) & (cost <= max_cost) & (gain > 0)]
+    return [_best(name, some, gain) for name, some in tried.items()]
+
+
+def _best(name: str, tried: Sequence[Method], gain: pd.Series) -> Method:
+    """The candidate that gains most, of those that are left in `gain`."""
+    left = gain[gain.index.isin([method.name for method in tried])]
+    if left.empty:
         return replace(none(), name=name, settings={"strength": "none: no candidate gained within the limits"})
-    best = gain[allowed].idxmax()
+    best = left.idxmax()
     if len(tried) > 1 and best == tried[-1].name:
-        warnings.warn(f"{name}: the last of {len(tried)} candidates was chosen; a stronger one might do better.", stacklevel=2)
+        warnings.warn(f"{name}: the last of {len(tried)} candidates was chosen; a stronger one might do better.", stacklevel=3)
     return replace(next(method for method in tried if method.name == best), name=name)
 
 
@@ -127,7 +135,7 @@ def rivals(vlm: VLM, directions: Directions, l_emo: int, tuning: Sequence[Pair])
         "PAI": [pai(alpha) for alpha in PAI],
         "VCD": [vcd(alpha) for alpha in VCD],
     }
-    return [none(), emotion_prompt(), *(tuned(vlm, name, methods, tuning) for name, methods in grids.items())]
+    return [none(), emotion_prompt(), *tuned(vlm, grids, tuning)]
 
 
 def contest(
@@ -144,12 +152,13 @@ def contest(
         raise InputError(f"gammas are {list(gammas)}; expected one above 1 among them, for the rows of ENA.")
     options: dict[str, Any] = {"progress": progress}
     found = conflict_pairs(vlm, n, seed=17, split="selection")
-    circuit = veena.find_circuit(vlm, found, l_emo, by=veena.AMPLIFICATION, **options)
+    looks = amplification_map(vlm, found, l_emo, **options)
+    circuit = veena.find_circuit(vlm, found, l_emo, by=looks, **options)
     tuning = conflict_pairs(vlm, n)
     best = veena.fit(vlm, circuit, tuning, l_emo, betas=betas, gammas=gammas, **options).veena
-    patched = veena.fit(vlm, found, tuning, l_emo, betas=betas, gammas=(1,), **options).veena
+    patched = veena.fit(vlm, found, tuning, l_emo, betas=betas, gammas=(1,), neurons=0, **options).veena  # heads alone
     louder = replace(best, gamma=min(gamma for gamma in gammas if gamma > 1)) if best.gamma == 1 else best
-    by_emotion = _by_emotion(vlm, amplification_map(vlm, found, l_emo, **options), circuit, louder)
+    by_emotion = _by_emotion(vlm, looks, circuit, louder)
     directions = steering_vectors(vlm, world_pairs("direction", 120), answer=veena.BEGUN, **options)
     return [
         *rivals(vlm, directions, l_emo, tuning),

@@ -6,43 +6,11 @@ import numpy as np
 import pandas as pd
 
 from emointerp.exercises.verdict import Verdict, not_yet, right
-from emointerp.flow import BOTH, DIRECTIONS, ROADS, Knockouts, Patching
-
-
-def hurts_most(answer: Any, cut: Knockouts) -> Verdict:
-    """Exercise 4: a prediction. Of V->Q, V->L and Q->L, which one hurts most when it is cut, at its worst window?"""
-    if answer is None:
-        return not_yet(f"the answer is still None. A guess first: {', '.join(ROADS)}?")
-    road = str(answer).replace("→", "->").replace(" ", "")
-    if road == BOTH:
-        return not_yet(f"with {BOTH} two roads are cut at once; asked is a single one.")
-    if road not in ROADS:
-        return not_yet(f"{answer!r} is none of the roads {', '.join(ROADS)}.")
-    falls = _falls(cut)
-    worst = falls.loc[falls.groupby("road").fall.idxmax()].set_index("road")
-    most = worst.fall.idxmax()
-    if worst.fall[most] <= 0:
-        return not_yet(f"no cut of a single road lowers the {cut.metric}; try a wider window.")
-    measured = ", ".join(f"{name} {worst.fall[name]:.2f} (layers {worst.start[name]} to {worst.stop[name]})" for name in ROADS)
-    said = f"The largest falls of the {cut.metric}: {measured}."
-    if road != most:
-        return not_yet(f"a fair guess, but measured it is {most}. {said} What could replace {_arrow(road)} when it is cut?")
-    return right(f"{said} Cutting off other readers there costs {worst.control[most]:.2f}.")
-
-
-def _falls(cut: Knockouts) -> pd.DataFrame:
-    """Mean fall, and that of the control, of each single road and window."""
-    table = cut.table[cut.table.road.isin(ROADS)]
-    seen = table.assign(fall=table.baseline - table.value, control=table.baseline - table.control)
-    return seen.groupby(["road", "start", "stop"], as_index=False)[["fall", "control"]].mean()
-
-
-def _arrow(road: str) -> str:
-    return road.replace("->", " → ")
+from emointerp.flow import DIRECTIONS, Patching
 
 
 def normalised_effect(answer: Any, patched: Patching, span: str, stage: Any, direction: str = "denoising") -> Verdict:
-    """Exercise 5: which share of the gap between the two runs does a patch close, over all pairs?
+    """Exercise 4: which share of the gap between the two runs does a patch close, over all pairs?
 
     From three columns of the table: `value` with the patch, `receiver` without it, `donor` of the run that the patch comes from.
     """

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from emointerp.exercises.verdict import Verdict, not_yet, right
 from emointerp.lens import MASS, LogitLens
@@ -32,7 +33,8 @@ def first_layer(answer: Any, lens: LogitLens, emotion: str) -> Verdict:
 
 def over_the_face(answer: Any, lens: LogitLens, scene: Scene) -> Verdict:
     """Exercise 2: mean emotion mass of the patches whose centre lies in the face, divided by that of all others, last layer."""
-    truth, upside_down = (_ratio(lens, scene, swap) for swap in (False, True))
+    truth, mixed_up = (_ratio(lens, scene, swap) for swap in (False, True))
+    sums = truth * _odds(lens, scene)
     if answer is None:
         return not_yet("the answer is still None. You need lens.values, vlm.boxes and scene.masks().")
     if not isinstance(answer, int | float | np.number):
@@ -41,17 +43,30 @@ def over_the_face(answer: Any, lens: LogitLens, scene: Scene) -> Verdict:
         return right(f"A patch over the face has {truth:.1f} times the emotion mass of one beside it.")
     if abs(answer * truth - 1) < 0.02:
         return not_yet("that is the ratio the other way round: face above, the rest below.")
-    if abs(answer - upside_down) < 0.02 * upside_down:
+    if abs(answer - sums) < 0.02 * sums:
+        return not_yet("that is a ratio of sums. Take means, not sums: there are not as many patches in the face as beside it.")
+    if abs(answer - mixed_up) < 0.02 * mixed_up:
         return not_yet("columns and rows are mixed up: a mask is read as mask[y, x], a box is left, top, right, bottom.")
     return not_yet(
-        f"{float(answer):.2f} is not it. Take means, not sums: there are more patches in the face than beside it, or fewer."
+        f"{float(answer):.2f} is not it. The mean mass of patches whose centre lies in the face, over that of the others."
     )
 
 
-def _ratio(lens: LogitLens, scene: Scene, swap: bool = False) -> float:
+def _inside(lens: LogitLens, scene: Scene, swap: bool = False) -> Bool[np.ndarray, " patch"]:
+    """Which patches have their centre in the face."""
     left, top, right_, bottom = lens.vlm.boxes(lens.prompt).T
     x, y = ((left + right_) / 2).astype(int), ((top + bottom) / 2).astype(int)
-    inside = scene.masks()["face"][(x, y) if swap else (y, x)]
+    return scene.masks()["face"][(x, y) if swap else (y, x)]
+
+
+def _odds(lens: LogitLens, scene: Scene) -> float:
+    """How many patches lie in the face for one beside it."""
+    inside = _inside(lens, scene)
+    return float(inside.sum() / (~inside).sum())
+
+
+def _ratio(lens: LogitLens, scene: Scene, swap: bool = False) -> float:
+    inside = _inside(lens, scene, swap)
     mass = lens.values(MASS, lens.n_layers - 1)[list(lens.prompt.visual)]
     return float(mass[inside].mean() / mass[~inside].mean())
 

@@ -218,7 +218,9 @@ def _cost_told(name: str, said: str, truth: str, row: pd.Series, level: float) -
         return f"{name}: the loss is real, but is it more than random features cost? {numbers}; {ranks}."
     if truth == "the same":
         return f"{name}: {numbers}; {ranks}: neither is below {level / 2:g}, half of {level:g} for each side."
-    return f"{name}: {numbers}; {ranks}. A difference of AP below 0 is a loss."
+    if said == "the same":
+        return f"{name}: {numbers}; {ranks}: one is below {level / 2:g}, so random sets seldom lose as much or as little."
+    return f"{name}: {numbers}; {ranks}. A difference of AP below 0 is a loss, and here the signifiers lose {truth}."
 
 
 def _numbers(row: pd.Series) -> str:

@@ -89,7 +89,7 @@ def knows_this_picture(answer: Any, check: MapCheck) -> Verdict:
     if more := sorted(set(answer) - own):
         why = "is a control; leave the controls out" if more[0] in CONTROLS else f"has {table.own[more[0]]}, which is not above 1"
         return not_yet(f"{more[0]} {why}.")
-    return not_yet(f"one is missing, or more: {len(own)} intervals lie above 1.")
+    return not_yet(f"one is missing, or more: {len(own)} intervals lie above 1, and you name {len(set(answer))}.")
 
 
 def enough_copies(answer: Any, target: Target, image: Image.Image, sigma: float) -> Verdict:

@@ -23,6 +23,8 @@ def swayed(answer: Any, guess: SeeOrGuess) -> Verdict:
     truth = frame.loc[row, "the event's emotion"]
     if abs(answer - truth) < 0.0051:
         return right(f"{truth:.0%} of the stories follow the words against the picture.")
+    if abs(answer - frame.loc[row, "the picture's emotion"]) < 0.0051:
+        return not_yet("that is the share that names the picture's emotion; asked is the event's, another column.")
     if abs(answer - (1 - frame.loc[row, "the picture's emotion"])) < 0.0051:
         return not_yet("that is every story that misses the picture; some of them name a third emotion, or none.")
     if abs(answer - frame.loc["gray picture", "the event's emotion"]) < 0.0051:

@@ -99,7 +99,10 @@ def less_than_random(answer: Any, measured: Interference, level: float = 0.05) -
         return not_yet(
             f"so it is beside directions that may point anywhere. Embeddings do not: with their covariance it is {numbers}."
         )
-    return not_yet(f"{numbers}.")
+    where = {"less": "below", "more": "above", "the same": "among"}
+    return not_yet(
+        f"{answer!r} would lie {where[answer]} those of random sets; what was measured lies {where[truth]} them: {numbers}."
+    )
 
 
 def _number(answer: Any, missing: str) -> tuple[float | None, str]:

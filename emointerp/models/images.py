@@ -23,7 +23,7 @@ def to_image(picture: Any) -> Image.Image:
     if hasattr(picture, "image") and callable(picture.image):
         return picture.image()
     if isinstance(picture, str | Path):
-        return _opened(Path(picture))
+        return _opened(picture)
     if isinstance(picture, Image.Image):
         return _to_rgb(picture)
     if isinstance(picture, np.ndarray) or hasattr(picture, "__array__"):
@@ -31,9 +31,10 @@ def to_image(picture: Any) -> Image.Image:
     raise InputError(f"Cannot read a picture from {type(picture).__name__}; give {KINDS}.")
 
 
-def _opened(path: Path) -> Image.Image:
-    if str(path).startswith(("http:", "https:")):
-        raise InputError(f"{path} is an address; emointerp fetches nothing. Save the picture and give its path.")
+def _opened(name: str | Path) -> Image.Image:
+    if str(name).startswith(("http:", "https:")):
+        raise InputError(f"{name} is an address; emointerp fetches nothing. Save the picture and give its path.")
+    path = Path(name)
     try:
         return _read(path)
     except InputError:

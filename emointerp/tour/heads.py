@@ -27,13 +27,12 @@ from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons, state_neurons
 from emointerp.pairs import world_pairs
 from emointerp.statistics import Interval, mean_interval, value_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, muted, share, table_html
+from emointerp.tour.chapter import Chapter, Job, figure_html, left_out, muted, no_words, number, share, table_html
 
 TITLE, BEGUN = "Heads and neurons", "I felt"
-PAIRS = {"selection": 24, "test": 24}
+PARTS = "Which parts carry it?"
 MOST = 6  # heads in the set
-SETS = 100  # random ones beside it
-NEURONS, SHOWN = 30, 10
+SHOWN = 10  # neurons in the table
 ALPHA, HALF = 0.05, 0.5
 DONE = {
     RESTORE: "put into the neutral twin's run",
@@ -71,26 +70,31 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
 
     What it found is the `Circuit` of the set and of the neurons that state a feeling, None where no head passes.
     """
-    selection, test = (world_pairs(split, n) for split, n in PAIRS.items())
+    if why := no_words(vlm):
+        return left_out("heads", TITLE, why)
+    sizes = job.sizes.heads
+    selection, test = (world_pairs(split, sizes[split]) for split in ("selection", "test"))
     found = head_map(vlm, selection, answer=BEGUN)
     gap, frame = _gap(found), found.to_frame()
     passed = _passed(frame) if gap.low > 0 else frame.index[:0]
     heads = _with_room(passed, vlm.anatomy.n_heads)
     looks = {name: _look(vlm, picture, job.event) for name, picture in tqdm(job.pictures, desc="attention")}
     results = {"gap": gap, "map": _by_name(frame), "passed": [*map(_name, passed)], "heads": [*map(_name, heads)]}
-    blocks = [("What each head brings over alone", figure_html(found.plot(), "Map of heads") + _explained(vlm))] * (gap.low > 0)
+    blocks = [("What each head brings over alone", _map_block(vlm, found, sizes["selection"]))] * (gap.low > 0)
     if not heads:
         shown = _lookers(looks.values())
         blocks += _picture_blocks(vlm, looks, shown)
         results["pictures"] = _picture_results(looks, shown)
-        return Chapter("heads", TITLE, _nothing(gap, len(frame)), tuple(blocks), results)
-    tested = _tested(vlm, test, heads)
-    neurons = _neurons(vlm, selection, test)
+        plain = ((PARTS, _none_carries(gap, len(frame))),)
+        return Chapter("heads", TITLE, _nothing(gap, len(frame)), tuple(blocks), results, plain=plain)
+    tested = _tested(vlm, test, heads, sizes["sets"])
+    neurons = _neurons(vlm, selection, test, sizes["neurons"])
     summary = (_found_line(gap, passed, heads, len(frame)), *_summary(tested), _neuron_line(neurons))
     blocks += [*_test_blocks(frame, tested), *_neuron_blocks(neurons), *_picture_blocks(vlm, looks, heads)]
     results |= {"test split": _test_results(tested), "neurons": _neuron_results(neurons)}
     results["pictures"] = _picture_results(looks, heads)
-    return Chapter("heads", TITLE, summary, tuple(blocks), results, _circuit(vlm, selection, heads, frame, neurons))
+    circuit, plain = _circuit(vlm, selection, heads, frame, neurons), ((PARTS, _carried(tested, len(frame))),)
+    return Chapter("heads", TITLE, summary, tuple(blocks), results, circuit, plain)
 
 
 def _gap(found: HeadMap) -> Interval:
@@ -123,16 +127,16 @@ def _lookers(looks: Collection[_Look]) -> list[Head]:
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(best, mean.shape), strict=True)]
 
 
-def _tested(vlm: VLM, test: Sequence, heads: Sequence[Head]) -> _Tested:
+def _tested(vlm: VLM, test: Sequence, heads: Sequence[Head], sets: int) -> _Tested:
     alone = head_map(vlm, test, layers=sorted({layer for layer, _ in heads}), answer=BEGUN)
-    together = check_heads(vlm, test, heads, sets=SETS, answer=BEGUN)
+    together = check_heads(vlm, test, heads, sets=sets, answer=BEGUN)
     return _Tested(heads, alone.to_frame(), together, visual_heads(vlm, test, answer=BEGUN).to_frame())
 
 
-def _neurons(vlm: VLM, selection: Sequence, test: Sequence) -> Neurons | str:
+def _neurons(vlm: VLM, selection: Sequence, test: Sequence, k: int) -> Neurons | str:
     """Those that do most at the last token; or, where weights cannot be read (quantised ones), why not."""
     try:
-        return state_neurons(vlm, selection, k=NEURONS, held_out=test, answer=BEGUN)
+        return state_neurons(vlm, selection, k=k, held_out=test, answer=BEGUN)
     except InputError as error:
         return str(error)
 
@@ -149,6 +153,24 @@ def _circuit(vlm: VLM, selection: Sequence, heads: Sequence[Head], frame: pd.Dat
 
 def _name(head: Head) -> str:
     return "{}.{}".format(*head)
+
+
+# in plain words
+
+
+def _carried(tested: _Tested, n: int) -> str:
+    put = tested.together.to_frame().loc[RESTORE]
+    verdict = "A few heads" if put.effect.low > 0 and put.p <= ALPHA else "Not surely a few heads"
+    return (
+        f"{verdict}: {len(tested.heads)} of {n}, put from the run with the feeling into the one without, bring over "
+        f"{share(put.effect)} of the difference; random ones {put.random:.0%}, 95% of such sets up to {put.random_95:.0%}."
+    )
+
+
+def _none_carries(gap: Interval, n: int) -> str:
+    if gap.low <= 0:
+        return "Not shown: pictures make no sure difference to the words of their emotion that any part could carry."
+    return f"Not shown: none of {n} attention heads alone brings a sure part of the feeling over."
 
 
 # in words
@@ -182,10 +204,11 @@ def _summary(tested: _Tested) -> tuple[str, ...]:
     return (
         f"{_verdict('enough', [put])}: put together into the neutral twins' runs they close {share(put.effect)} of the gap; each "
         f"alone closes {alone.min():.0%} to {alone.max():.0%}. Control: random heads of the same layers close {put.random:.0%} on "
-        f"average; {_reached(put)} of {put.sets} such sets close as much (p = {put.p:.2g}).",
+        f"average, 95% of such sets up to {put.random_95:.0%}; {_reached(put)} of {put.sets} close as much (p = {put.p:.2g}).",
         f"{_verdict('needed', [mean, resample])}: without them {share(mean.effect)} of the gap is lost where they give their mean "
         f"over neutral pictures, {share(resample.effect)} where they give what they gave at one of these. Control: without random "
-        f"heads of the same layers it is {mean.random:.0%} and {resample.random:.0%}.{_beside(put, mean, resample)}",
+        f"heads of the same layers it is {mean.random:.0%} (95% up to {mean.random_95:.0%}) and {resample.random:.0%} (up to "
+        f"{resample.random_95:.0%}).{_beside(put, mean, resample)}",
         _looking_line(tested),
     )
 
@@ -216,8 +239,9 @@ def _looking_line(tested: _Tested) -> str:
     most = sum(looks[head].low > HALF for head in tested.heads)
     listed = ", ".join(f"{_name(head)} {share(looks[head])}" for head in tested.heads)
     return (
-        f"Of these {len(tested.heads)} heads {most} put more than half of their attention at the last token on the picture: "
-        f"{listed}. Control: the average head of this model has {means(looks).mean():.0%} there."
+        f"Of these {len(tested.heads)} heads {most or 'none'} put over half of their attention at the last token on the picture: "
+        f"{listed}. Control: the average head of this model has {means(looks).mean():.0%} there (no interval: all heads were "
+        "measured)."
     )
 
 
@@ -228,7 +252,8 @@ def _neuron_line(neurons: Neurons | str) -> str:
     more = "so many of them state a feeling" if named.low > neurons.control else "which is not surely less"
     return (
         f"Of the {n} neurons that seem to do most at the last token, {share(named)} write words of an emotion. Control: "
-        f"{neurons.control:.0%} of random neurons of the same layers do, {more}. Patched exactly, one by one, on the test "
+        f"{neurons.control:.0%} of random neurons of the same layers do (20 for each of them, so good to about "
+        f"{196 * (0.25 / (20 * n)) ** 0.5:.0f} points), {more}. Patched exactly, one by one, on the test "
         f"pictures, {stand.sum()} of the {n} pass their test."
     )
 
@@ -245,15 +270,19 @@ def _listed(heads: Sequence[Head]) -> str:
 # on the page
 
 
-def _explained(vlm: VLM) -> str:
-    n, a = PAIRS["selection"], vlm.anatomy
-    return (
-        f"<p>{n} emotional pictures of the selection split and their neutral twins, each with the begun answer “{BEGUN}”. What a "
+def _map_block(vlm: VLM, found: HeadMap, n: int) -> str:
+    a, effects = vlm.anatomy, found.to_frame().effect
+    best = effects.index.tolist()[int(means(effects).argmax())]
+    alt = (
+        f"Map of {a.n_layers} layers by {a.n_heads} heads, what each brings over alone: {_name(best)} most, {share(effects[best])}"
+    )
+    return figure_html(found.plot(), alt) + muted(
+        f"{n} emotional pictures of the selection split and their neutral twins, each with the begun answer “{BEGUN}”. What a "
         "head gives at the last token beside the picture is put into the twin's run, one head at a time "
         f"({a.n_layers} layers × {a.n_heads} heads × {n} pairs: {a.n_layers * a.n_heads * n:,} patched runs, all exact). "
         "The gap is that of the log probability of the emotion's words, a mean over pairs. 0: the twin's own run; 1: the "
         "picture's. Dots: effects, of either sign, that pass their test (sign flips over pairs, corrected for all heads). "
-        "Heads that do the same work share the credit, so a small number is no proof that a head does nothing.</p>"
+        "Heads that do the same work share the credit, so a small number is no proof that a head does nothing."
     )
 
 
@@ -261,9 +290,12 @@ def _test_blocks(frame: pd.DataFrame, tested: _Tested) -> list[tuple[str, str]]:
     singles = pd.DataFrame([_head_row(head, frame, tested) for head in tested.heads])
     checks = tested.together.to_frame()
     together = pd.DataFrame([_check_row(check, checks.loc[check]) for check in DONE])
-    figure = figure_html(tested.together.plot(), "Effects of random sets, and of the tested set")
+    figure = figure_html(
+        tested.together.plot(), "Histograms of what random sets of heads do, and the tested set as a line; see the table"
+    )
+    n = tested.together.table.pair.nunique()
     return [
-        (f"The strongest heads, one by one, on {PAIRS['test']} test pictures", table_html(singles) + _single_words()),
+        (f"The strongest heads, one by one, on {n} test pictures", table_html(singles) + _single_words()),
         ("All of them together, beside random sets", table_html(together) + figure + _check_words(checks.loc[RESTORE])),
     ]
 
@@ -276,7 +308,7 @@ def _head_row(head: Head, frame: pd.DataFrame, tested: _Tested) -> dict[str, str
         "where it was found": share(frame.effect[head]),
         "p there": f"{frame.corrected[head]:.2g}",
         "attention on the picture": share(looks.share),
-        "of it on the expression": _number(looks.expression, "× "),
+        "of it on the expression": f"× {number(looks.expression)}",
     }
 
 
@@ -327,28 +359,27 @@ def _neuron_row(row: Any) -> dict[str, str]:
         "neuron": f"{row.layer}.{row.neuron}",
         "writes": " ".join(re.sub(r"\(\d\.\d+\)", "", row.words).split()).replace(" ,", ","),
         "names": row.names,
-        "effect alone": _number(row.exact),
+        "effect alone": number(row.exact),
         "p": f"{row.p_exact:.2g}",
     }
 
 
 def _picture_blocks(vlm: VLM, looks: Mapping[str, _Look], heads: Sequence[Head]) -> list[tuple[str, str]]:
+    alt = f"Maps of {_listed(heads)}: where each looks on the picture"
     return [
-        (name, figure_html(plot_attention(vlm, look.prompt, heads), "Where heads look on the picture") + _look_words(look))
-        for name, look in looks.items()
+        (name, figure_html(plot_attention(vlm, look.prompt, heads), alt) + muted(_even(look) + _LOOKS * (i == 0)))
+        for i, (name, look) in enumerate(looks.items())
     ]
 
 
-def _look_words(look: _Look) -> str:
-    return muted(
-        "Above each panel: the head, and the share of its attention at the last token that is on the picture; attention even over "
-        f"the prompt would have {look.even:.0%} there. Each panel has its own scale, so what has a small share looks as bright. "
-        "To look is not yet to read."
-    )
+def _even(look: _Look) -> str:
+    return f"Attention even over the prompt would have {look.even:.0%} there. "
 
 
-def _number(interval: Interval, before: str = "") -> str:
-    return f"{before}{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+_LOOKS = (
+    "Above each panel: the head, and the share of its attention at the last token that is on the picture. Each panel has its own "
+    "scale, so what has a small share looks as bright. To look is not yet to read."
+)
 
 
 # as numbers

@@ -3,62 +3,155 @@
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 import emointerp
-from emointerp.errors import OutputError
+from emointerp.errors import EmointerpError, InputError, ModelError, OutputError
 from emointerp.models import VLM, load, to_image
+from emointerp.models.loading import BUNDLED
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
 from emointerp.tour import heads, lens, sae, saliency, start_here, steering, superposition, veena
-from emointerp.tour.chapter import Chapter, Job
+from emointerp.tour.chapter import LEFT_OUT, RAN, STOPPED, Chapter, Job, left_out
+from emointerp.tour.sizes import FULL, LIMIT, NAMED, QUICK, Pace, Sizes, seconds, spoken
 
-CHAPTERS: tuple[Callable[[VLM, Job], Chapter], ...] = (
-    start_here.chapter,
-    superposition.chapter,
-    sae.chapter,
-    saliency.chapter,
-    lens.chapter,
-    steering.chapter,
-    heads.chapter,
-    veena.chapter,
-)
+CHAPTERS: tuple[ModuleType, ...] = (start_here, superposition, sae, saliency, steering, lens, heads, veena)
+NEEDS = {"veena": "heads"}  # a chapter that goes on from what another found
+QUESTIONS = (
+    start_here.SHOWN, start_here.SAID, start_here.CAUSE, saliency.WHERE, superposition.EYE, sae.MADE_OF, lens.WHEN, lens.ROAD,
+    heads.PARTS, steering.PUSHED, veena.MENDED,
+)  # fmt: skip
+AUTO = "auto"
 
 
 def run(
-    images: Sequence[Any] = (), event: str | None = None, model: str = "tiny", out: Path | str | None = None, force: bool = False
+    images: Sequence[Any] = (),
+    event: str | None = None,
+    model: str | Path | VLM = "tiny",
+    out: Path | str | None = None,
+    force: bool = False,
+    size: str | Sizes = AUTO,
+    device: str | None = None,
+    dtype: str = "auto",
 ) -> Path:
     """Make the report in the folder `out` and return the path of its page.
 
-    `images` are paths, PIL images, arrays or scenes; without any, pictures of the drawn world. Bad input is refused before
-    the model is loaded; a folder that exists is left alone unless `force` is set; an interrupted run writes nothing.
+    `images` are paths, PIL images, arrays or scenes; without any, pictures of the drawn world. `model`: as in `load`, or in hand.
+    `size` is "full", "quick", sizes of your own, or "auto": full, unless that would take more than a quarter of an hour with this
+    model on this machine; then quick, and chapters that would still take too long are left out, as the page says.
+
+    Bad input is refused before the model is loaded; a folder that exists is left alone unless `force` is set; an interrupted run
+    writes nothing. Where a chapter stops with an error, the others stand, the page is written and says so, and then
+    `EmointerpError` is raised.
     """
-    images = [images] if isinstance(images, str | Path) else list(images)
-    folder = _checked_folder(out, force)
+    images, began = [images] if isinstance(images, str | Path) else list(images), time.perf_counter()
+    folder, asked = _checked_folder(out, force), _checked_size(size)
     event = checked_text(EVENT if event is None else event)
     for image in images:
         to_image(image)
-    pictures = _named(images) or start_here.bundled_pictures()
-    job = Job(pictures, event)
-    vlm = load(model)
-    chapters = _chapters(vlm, job)
-    return _written(folder, {"index.html": _page(vlm, job, chapters), "results.json": _json(_results(vlm, job, chapters))})
+    job = Job(_named(images) or start_here.bundled_pictures(), event)
+    vlm = model if isinstance(model, VLM) else load(model, device=device, dtype=dtype)
+    sizes, omitted = (asked, {}) if isinstance(asked, Sizes) else _planned(vlm, job)
+    job = replace(job, sizes=sizes)
+    chapters = _chapters(vlm, job, omitted)
+    took = time.perf_counter() - began
+    page = _written(
+        folder, {"index.html": _page(vlm, job, chapters, took), "results.json": _json(_results(vlm, job, chapters, took))}
+    )
+    if stopped := [f"{c.title} ({c.results['error']})" for c in chapters if c.state == STOPPED]:
+        raise EmointerpError(f"Stopped by an error: {'; '.join(stopped)}. The other chapters stand. Report: {page}")
+    return page
 
 
-def _chapters(vlm: VLM, job: Job) -> list[Chapter]:
+def _checked_size(size: str | Sizes) -> Sizes | None:
+    """None for "auto"."""
+    if isinstance(size, Sizes) or size == AUTO:
+        return size if isinstance(size, Sizes) else None
+    if size not in NAMED:
+        raise InputError(f"size is {size!r}; expected {AUTO}, {' or '.join(NAMED)}.")
+    return NAMED[size]
+
+
+def _planned(vlm: VLM, job: Job) -> tuple[Sizes, dict[str, str]]:
+    """Sizes that this model can do in time, and, by chapter, why it is left out all the same."""
+    if vlm.name in BUNDLED:
+        return FULL, {}
+    pace, n = Pace.measured(vlm, job.pictures[0][1], job.event), len(job.pictures)
+    full, quick = (seconds(sizes, pace, vlm.anatomy, n) for sizes in (FULL, QUICK))
+    if sum(full.values()) <= LIMIT:
+        return FULL, {}
+    if quick["start_here"] > LIMIT:
+        raise InputError(
+            f"{vlm.name} takes about {spoken(pace.story)} for a story here, so the first chapter alone would take about "
+            f"{spoken(quick['start_here'])}. Give a GPU (--device cuda), or --size quick to have it all the same."
+        )
+    return QUICK, _too_long(quick, pace)
+
+
+def _too_long(expected: Mapping[str, float], pace: Pace) -> dict[str, str]:
+    """Chapters for which no time is left, in the order of the page."""
+    total, omitted = 0.0, {}
+    for name, takes in expected.items():
+        if total + takes <= LIMIT:
+            total += takes
+        else:
+            omitted[name] = (
+                f"Left out: at the speed of this model here ({spoken(pace.read)} to read a prompt, {spoken(pace.story)} a story) "
+                f"it would take about {spoken(takes)}, and the tour is held to about {spoken(LIMIT)}. With --size quick it is done "
+                "all the same."
+            )
+    return omitted
+
+
+def _chapters(vlm: VLM, job: Job, omitted: Mapping[str, str]) -> list[Chapter]:
     """All chapters; each is told what those before it found."""
     chapters: list[Chapter] = []
-    for make in CHAPTERS:
-        chapters.append(make(vlm, replace(job, found={chapter.name: chapter.found for chapter in chapters})))
+    for module in CHAPTERS:
+        name, states = _name_of(module), {chapter.name: chapter for chapter in chapters}
+        before = states.get(NEEDS.get(name, ""))
+        if name in omitted:
+            chapters.append(left_out(name, module.TITLE, omitted[name]))
+        elif before is not None and before.state != RAN:
+            why = f"Left out: it goes on from what the chapter “{before.title}” finds, and that one {_STATES[before.state]}."
+            chapters.append(left_out(name, module.TITLE, why))
+        else:
+            chapters.append(_made(module, vlm, replace(job, found={c.name: c.found for c in chapters})))
     return chapters
+
+
+_STATES = {LEFT_OUT: "was left out", STOPPED: "was stopped by an error"}
+
+
+def _made(module: ModuleType, vlm: VLM, job: Job) -> Chapter:
+    """A chapter; or, where it stops, the words of the error: the other chapters are worth having without it."""
+    began = time.perf_counter()
+    try:
+        chapter = module.chapter(vlm, job)
+    except ModelError as error:
+        return left_out(_name_of(module), module.TITLE, f"This model cannot be read in the way that this chapter needs. {error}")
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no words'}"
+        results = {"error": said, "traceback": traceback.format_exc()}
+        why = f"This chapter was stopped by an error, so nothing of it stands. {said}"
+        return Chapter(_name_of(module), module.TITLE, (why,), (), results, state=STOPPED)
+    return replace(chapter, results=chapter.results | {"seconds": time.perf_counter() - began})
+
+
+def _name_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _named(images: Sequence[Any]) -> tuple[tuple[str, Any], ...]:
@@ -120,18 +213,58 @@ def _json(results: dict) -> str:
     return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
 
 
-def _page(vlm: VLM, job: Job, chapters: list[Chapter]) -> str:
+# the page
+
+
+def _page(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> str:
     environment = Environment(
         loader=PackageLoader("emointerp.tour"), autoescape=select_autoescape(default=True, default_for_string=True)
     )
+    said = {question: (answer, chapter.name) for chapter in chapters for question, answer in chapter.plain}
+    ordered = [(question, said[question]) for question in QUESTIONS if question in said]
     return environment.get_template("page.html").render(
-        model=vlm.name, event=job.event, chapters=chapters, version=emointerp.__version__
+        model=vlm.name,
+        event=job.event,
+        chapters=chapters,
+        answers=[(question, name, *_verdict(question, answer)) for question, (answer, name) in ordered],
+        missing=[chapter for chapter in chapters if chapter.state != RAN],
+        bundled=vlm.name in BUNDLED,
+        sizes={chapter.title: _said(getattr(job.sizes, chapter.name)) for chapter in chapters},
+        size=job.sizes.name,
+        took=spoken(took),
+        where=_machine(vlm),
+        version=emointerp.__version__,
     )
 
 
-def _results(vlm: VLM, job: Job, chapters: list[Chapter]) -> dict:
-    head = {"emointerp": emointerp.__version__, "model": vlm.name, "event": job.event}
-    return head | {chapter.name: _plain(chapter.results) for chapter in chapters}
+def _verdict(question: str, answer: str) -> tuple[str, str]:
+    """The few words that an answer begins with where it gives a verdict, else ""; and the rest.
+
+    >>> _verdict("Which parts carry it?", "A few heads: 6 of 64.")
+    ('A few heads:', ' 6 of 64.')
+    """
+    found = None if question in (start_here.SHOWN, start_here.SAID) else re.match(r"(.{1,45}?[.:])( .*)", answer)
+    return (found[1], found[2]) if found else ("", answer)
+
+
+def _machine(vlm: VLM) -> str:
+    if vlm.device.type == "cuda":
+        return torch.cuda.get_device_name(vlm.device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU threads" if threads > 1 else "one CPU thread"
+
+
+def _said(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {n}" for what, n in numbers.items())
+
+
+# as numbers
+
+
+def _results(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> dict:
+    head = {"emointerp": emointerp.__version__, "model": vlm.name, "event": job.event, "seconds": took, "sizes": asdict(job.sizes)}
+    head["chapters"] = {chapter.name: chapter.state for chapter in chapters}
+    return _plain(head) | {chapter.name: _plain(chapter.results) for chapter in chapters}
 
 
 def _plain(value: Any) -> Any:

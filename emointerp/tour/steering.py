@@ -20,17 +20,16 @@ from emointerp.models import VLM
 from emointerp.pairs import world_pairs
 from emointerp.plots import COLORS
 from emointerp.start_here import Telling, tell
-from emointerp.statistics import mean_interval
+from emointerp.statistics import Interval, mean_interval
 from emointerp.steering import MAX_COST, Choice, S, Steering, differences, steer
-from emointerp.tour.chapter import Chapter, Job, figure_html, share
+from emointerp.tour.chapter import Chapter, Job, figure_html, muted, number, scrolling, share, table_html
 from emointerp.tracing import perplexity, sweep
 
 TITLE, BEGUN = "Steering vectors", "I felt"
-PAIRS = {"direction": 120, "selection": 12, "tuning": 36, "test": 24}
-LAYERS = 12  # of a deeper model so many layers are tried, evenly spaced
+PUSHED = "Can it be pushed?"
 ALPHAS = {"selection": (0.5, 1.0), "tuning": (0.5, 0.75, 1.0, 1.25)}
 SHARPENED = 2  # how much more the directions stress what tells emotions apart
-DRAWS = 8
+RESAMPLES = 1000
 TOKENS = 48
 CONTROLS = {
     "random": "any direction, the push as long as that along S",
@@ -71,29 +70,35 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
 
     What it found is the layer, None where no push helps.
     """
-    found = differences(vlm, world_pairs("direction", PAIRS["direction"]), answer=BEGUN)
+    sizes = job.sizes.steering
+    found = differences(vlm, world_pairs("direction", sizes["direction"]), answer=BEGUN)
     directions = _directions(found)
-    tried = _steered(vlm, "selection", directions, _layers(vlm), ALPHAS["selection"])
+    tried = _steered(vlm, "selection", sizes, directions, _layers(vlm, sizes["layers"]), ALPHAS["selection"])
     layers = tried.emotional_layer()
     layer = int(layers.idxmax())
-    choice = _steered(vlm, "tuning", directions, [layer], ALPHAS["tuning"]).choose(layer)
+    choice = _steered(vlm, "tuning", sizes, directions, [layer], ALPHAS["tuning"]).choose(layer)
     towards = [e for e in directions.emotions if choice.alphas[e]]
     results = {"directions": _origin(directions), "layers": {str(i): float(won) for i, won in layers.items()}}
-    by_layer = "After which layer a push helps", figure_html(tried.plot(), "Effect of the push by layer") + _explained()
+    by_layer = "After which layer a push helps", figure_html(tried.plot(), _layer_alt(layers)) + _explained(sizes)
     if not towards:
-        return Chapter("steering", TITLE, _nothing(directions), (by_layer,), results | {"layer": None, "alphas": {}})
+        none, plain = (
+            results | {"layer": None, "alphas": {}},
+            ((PUSHED, "Not shown: no push gave a story that is right and fluent."),),
+        )
+        return Chapter("steering", TITLE, _nothing(directions), (by_layer,), none, plain=plain)
     chosen = directions.scaled(choice.alphas)
-    tested = _tested(vlm, found, chosen, choice.layer, towards)
+    tested = _tested(vlm, found, chosen, choice.layer, towards, sizes)
     pushed = {name: _push(vlm, picture, job.event, chosen, choice.layer, towards) for name, picture in job.pictures}
     blocks = [
         by_layer,
-        *_test_blocks(tested, choice, layers[layer]),
-        *((name, _picture_block(one)) for name, one in pushed.items()),
+        *_test_blocks(tested, choice, layers[layer], sizes),
+        *((name, _picture_block(one) + muted(_TOLD) * (i == 0)) for i, (name, one) in enumerate(pushed.items())),
     ]
     results |= {"layer": choice.layer, "alphas": dict(choice.alphas), "test split": _test_results(tested)}
     results["pictures"] = {name: _picture_results(one) for name, one in pushed.items()}
     summary = _summary(directions, choice, tested, pushed.values())
-    return Chapter("steering", TITLE, summary, tuple(blocks), results, found=choice.layer)
+    plain = ((PUSHED, _pushed_line(tested, choice)),)
+    return Chapter("steering", TITLE, summary, tuple(blocks), results, found=choice.layer, plain=plain)
 
 
 def _directions(found: Differences) -> Directions:
@@ -104,27 +109,36 @@ def _directions(found: Differences) -> Directions:
         return found.directions(tau=-1).sharpened(SHARPENED)
 
 
-def _layers(vlm: VLM) -> list[int]:
+def _layers(vlm: VLM, most: int) -> list[int]:
+    """All, or of a deeper model so many, evenly spaced."""
     n = vlm.anatomy.n_layers
-    return sorted({round(at) for at in np.linspace(0, n - 1, min(n, LAYERS))})
+    return sorted({round(at) for at in np.linspace(0, n - 1, min(n, most))})
 
 
 def _steered(
-    vlm: VLM, split: str, directions: Any, layers: Sequence[int], alphas: Sequence[float] = (1.0,), **how: Any
+    vlm: VLM,
+    split: str,
+    sizes: Mapping[str, int],
+    directions: Any,
+    layers: Sequence[int],
+    alphas: Sequence[float] = (1.0,),
+    **how: Any,
 ) -> Steering:
-    pairs = world_pairs(split, PAIRS[split])
+    pairs = world_pairs(split, sizes[split])
     return steer(vlm, pairs, directions, layers=layers, alphas=alphas, max_new_tokens=TOKENS, **how)
 
 
-def _tested(vlm: VLM, found: Differences, chosen: Directions, layer: int, towards: Sequence[str]) -> _Tested:
-    tau = chosen.about["tau"]
-    draws = {
-        "random": [chosen.random(i) for i in range(DRAWS)],
-        "covariance-matched": [chosen.random(i, like=found.vectors) for i in range(DRAWS)],
-        "shuffled labels": [found.shuffled(tau, i).sharpened(SHARPENED).matched(chosen) for i in range(DRAWS)],
+def _tested(
+    vlm: VLM, found: Differences, chosen: Directions, layer: int, towards: Sequence[str], sizes: Mapping[str, int]
+) -> _Tested:
+    tau, draws = chosen.about["tau"], range(sizes["draws"])
+    drawn = {
+        "random": [chosen.random(i) for i in draws],
+        "covariance-matched": [chosen.random(i, like=found.vectors) for i in draws],
+        "shuffled labels": [found.shuffled(tau, i).sharpened(SHARPENED).matched(chosen) for i in draws],
     }
-    own = _steered(vlm, "test", {S: chosen, **draws}, [layer])
-    return _Tested(layer, own, _steered(vlm, "test", chosen, [layer], towards=towards))
+    own = _steered(vlm, "test", sizes, {S: chosen, **drawn}, [layer])
+    return _Tested(layer, own, _steered(vlm, "test", sizes, chosen, [layer], towards=towards))
 
 
 def _push(vlm: VLM, picture: Any, event: str, chosen: Directions, layer: int, towards: Sequence[str]) -> _Pushed:
@@ -136,6 +150,18 @@ def _push(vlm: VLM, picture: Any, event: str, chosen: Directions, layer: int, to
     likely = perplexity(vlm, prompt, [own.story, *texts])
     stories, costs = [Telling(prompt.image, event, text) for text in texts], [p / likely[0] for p in likely[1:]]
     return _Pushed(own, dict(zip(towards, stories, strict=True)), dict(zip(towards, costs, strict=True)))
+
+
+# in plain words
+
+
+def _pushed_line(tested: _Tested, choice: Choice) -> str:
+    gain, random = (tested.controls.value[name] for name in ("effect", "random"))
+    verdict = "Yes" if gain.low > 0 and tested.controls.less["random"].low > 0 else "Not surely"
+    return (
+        f"{verdict}: a push after layer {choice.layer} makes {share(tested.clean(''))} of the stories of neutral pictures name the "
+        f"emotion that was asked for alone, {share(tested.clean('_before'))} without it; random pushes add {share(random)}."
+    )
 
 
 # in words
@@ -168,13 +194,17 @@ def _verdict(controls: pd.DataFrame) -> str:
     gain, drawn = controls.value["effect"], controls.drop("effect")
     reached = {name: _reached(row) for name, row in drawn.iterrows() if _reached(row) or row.less.low <= 0}
     under = ", ".join(f"{name} {share(row.value)}" for name, row in drawn.iterrows())
-    said = f"the push gains {share(gain)} of the stories; pushes along other directions, {DRAWS} drawn of each kind: {under}. "
+    said = f"the push gains {share(gain)} of the stories; pushes along other directions, {_draws(controls)} of each kind: {under}. "
     if gain.low <= 0:
         return said + "This gain could be chance: no direction that steers was found."
     if not reached:
         return said + "No drawn direction gains as much, so where the push points is what counts."
-    as_much = ", ".join(f"{name} ({n} of {DRAWS} draws gain as much)" for name, n in reached.items())
+    as_much = ", ".join(f"{name} ({n} of {_draws(controls)} draws gain as much)" for name, n in reached.items())
     return said + f"It is not clearly above {as_much}, so this does not show that it takes just these directions."
+
+
+def _draws(controls: pd.DataFrame) -> int:
+    return int(controls.drop("effect").draws.iloc[0])
 
 
 def _reached(control: pd.Series) -> int:
@@ -207,22 +237,27 @@ def _listed(names: Sequence[str]) -> str:
 # on the page
 
 
-def _explained() -> str:
-    return (
-        f"<p>{PAIRS['direction']} emotional pictures and their neutral twins give a direction for each emotion and layer: what "
-        f"the residual stream at the end of the begun answer “{BEGUN}” has more of beside the first. {PAIRS['selection']} other "
+def _layer_alt(layers: pd.Series) -> str:
+    return f"Lines: effect of the push by layer, for each strength; the best layer is {layers.idxmax()}"
+
+
+def _explained(sizes: Mapping[str, int]) -> str:
+    return muted(
+        f"{sizes['direction']} emotional pictures and their neutral twins give a direction for each emotion and layer: what "
+        f"the residual stream at the end of the begun answer “{BEGUN}” has more of beside the first. {sizes['selection']} other "
         "neutral pictures are told while it is added after a layer; 1 would be as many clean stories as beside the emotional "
         "pictures themselves. A story is clean if it names the emotion, names no other, and is, for the model without a push, at "
-        f"most {MAX_COST:g} times as perplexing as the emotional picture's own. A push too strong makes it stammer.</p>"
+        f"most {MAX_COST:g} times as perplexing as the emotional picture's own. A push too strong makes it stammer."
     )
 
 
-def _test_blocks(tested: _Tested, choice: Choice, won: float) -> list[tuple[str, str]]:
+def _test_blocks(tested: _Tested, choice: Choice, won: float, sizes: Mapping[str, int]) -> list[tuple[str, str]]:
     controls = pd.DataFrame([_control_row(name, row) for name, row in tested.controls.iterrows()])
-    matrix = figure_html(tested.each.plot_matrix(), "What stories name, by the emotion they are pushed towards")
+    alt = "Table of shares: what the stories name, a column an emotion, by the emotion that they are pushed towards, a row each"
+    matrix, words = figure_html(tested.each.plot_matrix(), alt), _control_words(choice.layer, won, sizes)
     return [
-        (f"The push on {PAIRS['test']} test pictures, beside controls", _table(controls) + _control_words(choice.layer, won)),
-        ("The same pictures, pushed towards every emotion", matrix + _table(_cost_rows(tested, choice)) + _goal_words(tested)),
+        (f"The push on {sizes['test']} test pictures, beside controls", table_html(controls) + words),
+        ("The same pictures, pushed towards every emotion", matrix + table_html(_cost_rows(tested, choice)) + _goal_words(tested)),
     ]
 
 
@@ -235,49 +270,60 @@ def _control_row(name: str, row: pd.Series) -> dict[str, str]:
     return shown | less | {"draws that gain as much": f"{_reached(row)} of {row.draws:.0f}"}
 
 
-def _control_words(layer: int, won: float) -> str:
+def _control_words(layer: int, won: float, sizes: Mapping[str, int]) -> str:
     listed = "; ".join(f"<b>{name}</b>: {what}" for name, what in CONTROLS.items())
-    return (
-        f'<p class="muted">{listed}. p: sign flips over pictures, each control averaged over its draws. {DRAWS} draws cannot put '
-        f"a p-value on the ranks below {1 / (DRAWS + 1):.2f}; notebook 04 draws more. Layer {layer} was chosen on the "
-        f"{PAIRS['selection']} pictures above; with these drawn anew at random it is the best layer in {won:.0%} of cases.</p>"
+    return muted(
+        f"{listed}. p: sign flips over pictures, each control averaged over its draws. {sizes['draws']} draws cannot put "
+        f"a p-value on the ranks below {1 / (sizes['draws'] + 1):.2f}; notebook 04 draws more. Layer {layer} was chosen on the "
+        f"{sizes['selection']} pictures above; with these drawn anew at random it is the best layer in {won:.0%} of cases."
     )
 
 
 def _cost_rows(tested: _Tested, choice: Choice) -> pd.DataFrame:
-    rates = tested.each.rates().droplevel(["direction", "layer", "alpha"])
-    return pd.DataFrame(
+    table = tested.each.at()
+    rows = [
         {
-            "pushed towards": rates.index,
-            "strength": [f"{choice.alphas[e]:g}" for e in rates.index],
-            "clean": [f"{x:.0%}" for x in rates.clean],
-            "names another emotion": [f"{x:.0%}" for x in rates.others],
-            "perplexity, times the unpushed story's": [f"{x:.1f}" for x in rates.perplexity_ratio],
+            "pushed towards": emotion,
+            "strength": f"{choice.alphas[emotion]:g}",
+            "clean": share(mean_interval(some.clean)),
+            "names another emotion": share(mean_interval(some.others)),
+            "perplexity, times the unpushed story's": number(median_interval(some.perplexity / some.perplexity_before), 1),
         }
-    )
+        for emotion, some in table.groupby("towards", sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def median_interval(values: Any, seed: int = 0) -> Interval:
+    """The median and its bootstrap interval; of ratios of perplexities, whose mean a single stammer would carry away.
+
+    >>> print(median_interval([1.0, 1.0, 50.0]))
+    1.00 [1.00, 50.00] (n = 3)
+    """
+    data = np.asarray(values, float)
+    drawn = np.median(np.random.default_rng(seed).choice(data, (RESAMPLES, len(data))), 1)
+    return Interval(float(np.median(data)), *np.quantile(drawn, [0.025, 0.975]).tolist(), len(data))
 
 
 def _goal_words(tested: _Tested) -> str:
-    ratio = tested.own.rates().goal_ratio.xs(S).median()
-    return (
-        f'<p class="muted">The emotional pictures\' own stories have {ratio:.1f} times that perplexity beside the neutral ones.</p>'
+    own = tested.own.at()
+    ratio = median_interval(own.perplexity_goal / own.perplexity_before)
+    return muted(
+        f"Perplexity: medians over pictures. The emotional pictures' own stories have {number(ratio, 1)} times the unpushed "
+        f"story's, beside the neutral ones. A cell of the figure stands for {ratio.n} stories, so its 95% interval reaches up to "
+        f"{196 * (0.25 / ratio.n) ** 0.5:.0f} points to either side; the table has those that count."
     )
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, justify="left")
 
 
 def _picture_block(one: _Pushed) -> str:
     rows = _story_row("not pushed", one.own, 1.0)
     rows += "".join(_story_row(emotion, telling, one.costs[emotion]) for emotion, telling in one.pushed.items())
     heads = "".join(f"<th>{head}</th>" for head in ("pushed towards", "story", "perplexity"))
-    picture = f'<img src="{data_uri(thumbnail(one.own.picture, 320))}" width="130" style="border-radius:6px" alt="the picture">'
-    said = (
-        "Each story is pushed away from what the first one names. Perplexity: times the first one's, for the model without a push."
-    )
-    table = f'<table><tr>{heads}</tr>{rows}</table><p class="muted">{said}</p>'
-    return f'<div style="display:flex;gap:1em;align-items:flex-start">{picture}<div>{table}</div></div>'
+    picture = f'<img class="thumb" src="{data_uri(thumbnail(one.own.picture, 320))}" width="130" alt="the picture">'
+    return f'<div class="beside">{picture}{scrolling(f"<table><tr>{heads}</tr>{rows}</table>")}</div>'
+
+
+_TOLD = "Each story is pushed away from what the first one names. Perplexity: times the first one's, for the model without a push."
 
 
 def _story_row(emotion: str, telling: Telling, cost: float) -> str:
@@ -297,7 +343,7 @@ def _origin(directions: Directions) -> dict:
 def _test_results(tested: _Tested) -> dict:
     drawn = tested.controls.drop("effect").drop(columns="p_holm").astype({"draws": int})
     shares = {"clean": tested.clean(""), "clean without a push": tested.clean("_before"), "clean goal": tested.clean("_goal")}
-    rates = tested.each.rates().droplevel(["direction", "layer", "alpha"])
+    rates = tested.each.intervals().droplevel(["direction", "layer", "alpha"])
     effect = tested.own.effect("clean").xs(S).iloc[0].to_dict()
     rows = {"controls": drawn, "towards": rates, "names": tested.each.matrix()}
     return shares | effect | {name: frame.to_dict("index") for name, frame in rows.items()}

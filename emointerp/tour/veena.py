@@ -5,7 +5,6 @@ rule of `veena.fit` on a small grid; what is reported comes from the test split,
 chapter takes well under a minute; notebook 07 measures the same on more, beside more rivals.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,14 +34,15 @@ from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.start_here import Telling, conflict_intensities, tell_all
 from emointerp.statistics import Interval, mean_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, muted, share, table_html
+from emointerp.tour.chapter import Chapter, Job, figure_html, left_out, muted, points, scrolling, share, table_html
 from emointerp.veena import Fit, Veena
 
 TITLE = "Mending without training (VEENA)"
-TUNING, TEST = 18, {CONFLICT: 36, NEUTRALS: 24}
+MENDED = "Can it be mended?"
 BETAS, GAMMAS = (1, 4, 8), (1, 1.5)
 MAX_FALSE, MAX_COST = 0.02, 1.5  # limits on the tuning split, as `veena.fit` has them
-DRAWS, SHOWN, TOKENS = 2, 6, 64
+SHOWN, TOKENS, BATCH = 6, 64, 36
+SETS = {"conflict": CONFLICT, "neutrals": NEUTRALS}  # as `Sizes` calls them, and the harness
 MINE, VEE, RANDOM, PROMPTED = "VEENA", "VEE alone", "random heads and neurons", "emotion prompt"
 
 
@@ -104,39 +104,40 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     """Choose strengths for the heads and neurons found before, test them beside controls, tell the job's pictures with them."""
     circuit = job.found.get("heads")
     if circuit is None:
-        return Chapter("veena", TITLE, (_NOTHING,), (), {"circuit": None})
+        return left_out("veena", TITLE, _NOTHING, circuit=None)
+    sizes = job.sizes.veena
     l_emo = job.found.get("steering")
-    fitted = _fitted(vlm, circuit, vlm.anatomy.n_layers // 2 if l_emo is None else l_emo)
-    blocks = [
-        ("The strengths, chosen on the tuning split", figure_html(fitted.plot(), "Rates by strength") + _explained(vlm, fitted))
-    ]
-    results = {"circuit": _parts(fitted.veena), "l_emo": fitted.veena.l_emo, "tuning": _tuning_results(fitted)}
+    fitted = _fitted(vlm, circuit, vlm.anatomy.n_layers // 2 if l_emo is None else l_emo, sizes["tuning"])
+    blocks = [("The strengths, chosen on the tuning split", _fit_block(vlm, fitted, sizes["tuning"]))]
+    results = {"circuit": _parts(fitted.veena), "l_emo": fitted.veena.l_emo, "tuning": _tuning_results(fitted, sizes["tuning"])}
     found = _found_line(fitted.veena, l_emo)
     if not fitted.veena.edits():
-        return Chapter("veena", TITLE, (found, _idle(fitted)), tuple(blocks), results)
-    tested, told = _tested(vlm, fitted.veena), _told(vlm, job, fitted.veena)
+        idle = _idle(fitted, sizes["tuning"])
+        return Chapter("veena", TITLE, (found, idle), tuple(blocks), results, plain=((MENDED, _not_mended(fitted)),))
+    tested, told = _tested(vlm, fitted.veena, sizes), _told(vlm, job, fitted.veena)
     blocks += [*_test_blocks(tested), ("This report's pictures, before and after", _stories(told) + muted(_PICTURES))]
     results |= {"test split": _test_results(tested), "pictures": {case.name: _story_results(case) for case in told}}
-    return Chapter("veena", TITLE, (found, _chosen_line(fitted), *_summary(tested), _picture_line(told)), tuple(blocks), results)
+    summary = (found, _chosen_line(fitted, sizes["tuning"]), *_summary(tested), _picture_line(told))
+    return Chapter("veena", TITLE, summary, tuple(blocks), results, plain=((MENDED, _mended(tested)),))
 
 
-def _fitted(vlm: VLM, circuit: Circuit, l_emo: int) -> Fit:
+def _fitted(vlm: VLM, circuit: Circuit, l_emo: int, n: int) -> Fit:
     gammas = GAMMAS if circuit.neurons else (1,)
     limits = {"max_false": MAX_FALSE, "max_cost": MAX_COST, "max_new_tokens": TOKENS}
-    return veena.fit(vlm, circuit, conflict_pairs(vlm, TUNING), l_emo, betas=BETAS, gammas=gammas, **limits)
+    return veena.fit(vlm, circuit, conflict_pairs(vlm, n), l_emo, betas=BETAS, gammas=gammas, **limits)
 
 
-def _tested(vlm: VLM, value: Veena) -> _Tested:
-    items = {name: world_items(vlm, name, n) for name, n in TEST.items()}
-    how = {"max_new_tokens": TOKENS, "batch": max(TEST.values()), "perplexity": False}
-    return _Tested(items, evaluate(vlm, _methods(vlm, value), items, **how))
+def _tested(vlm: VLM, value: Veena, sizes: Mapping[str, int]) -> _Tested:
+    items = {name: world_items(vlm, name, sizes[short]) for short, name in SETS.items()}
+    how = {"max_new_tokens": TOKENS, "batch": BATCH, "perplexity": False}
+    return _Tested(items, evaluate(vlm, _methods(vlm, value, sizes["draws"]), items, **how))
 
 
-def _methods(vlm: VLM, value: Veena) -> list[Method]:
+def _methods(vlm: VLM, value: Veena, draws: int) -> list[Method]:
     """VEE by itself only where ENA does something beside it."""
     alone = value.only("vee").edits()
     halves = [amplified(value, VEE, "vee")] if alone and alone != value.edits() else []
-    drawn = [amplified(random_like(vlm, value, i), f"{RANDOM}, draw {i + 1}") for i in range(DRAWS)]
+    drawn = [amplified(random_like(vlm, value, i), f"{RANDOM}, draw {i + 1}") for i in range(draws)]
     return [none(), emotion_prompt(), *drawn, *halves, amplified(value, MINE)]
 
 
@@ -148,6 +149,24 @@ def _told(vlm: VLM, job: Job, value: Veena) -> list[_Case]:
     with veena.on(vlm, value):
         after = tell_all(vlm, asked, max_new_tokens=TOKENS)
     return [_Case(name, one, other) for (name, _), one, other in zip(job.pictures, before, after, strict=True)]
+
+
+# in plain words
+
+
+def _mended(tested: _Tested) -> str:
+    gain, random, asked = (tested.more(CONFLICT, name) for name in (MINE, RANDOM, PROMPTED))
+    verdict = "Yes, partly" if gain.low > 0 else "No" if gain.high < 0 else "Not shown"
+    return (
+        f"{verdict}: with more attention to the picture (VEENA), {share(tested.rate(CONFLICT, MINE))} of the stories beside "
+        f"contradicting events are right, {share(tested.rate(CONFLICT, NONE))} without: {points(gain)}; amplifying random heads "
+        f"gives {points(random)}, only asking to look at the picture {points(asked)}."
+    )
+
+
+def _not_mended(fitted: Fit) -> str:
+    own = share(_unedited(fitted).exact)
+    return f"Not shown: no strength of more attention to the picture gave more right stories than the {own} without it."
 
 
 # in words
@@ -173,18 +192,18 @@ def _found_line(value: Veena, l_emo: int | None) -> str:
     )
 
 
-def _idle(fitted: Fit) -> str:
+def _idle(fitted: Fit, n: int) -> str:
     return (
-        f"None of {len(fitted.table) - 1} strengths gave more right stories on the {TUNING} tuning pairs within the limits; "
+        f"None of {len(fitted.table) - 1} strengths gave more right stories on the {n} tuning pairs within the limits; "
         f"without an edit {share(_unedited(fitted).exact)} are right. So there is nothing to test, and the pictures' stories were "
         "left alone."
     )
 
 
-def _chosen_line(fitted: Fit) -> str:
+def _chosen_line(fitted: Fit, n: int) -> str:
     best, own = _chosen(fitted), _unedited(fitted)
     return (
-        f"Chosen on {TUNING} tuning pairs: β = {best.beta:g}, γ = {best.gamma:g}. There, beside events that suggest another "
+        f"Chosen on {n} tuning pairs: β = {best.beta:g}, γ = {best.gamma:g}. There, beside events that suggest another "
         f"emotion, {share(best.exact)} of the stories are right: they name the pictured emotion and no other. Without an edit it "
         f"is {share(own.exact)}. What is chosen looks better where it was chosen than it is.{_half(fitted.veena)}"
     )
@@ -198,14 +217,15 @@ def _half(value: Veena) -> str:
 
 def _summary(tested: _Tested) -> tuple[str, ...]:
     gain, others = tested.more(CONFLICT, MINE), [name for name in tested.methods if name not in (NONE, MINE)]
-    listed = ", ".join(f"{name} {_points(tested.more(CONFLICT, name))}" for name in others)
+    neutrals = tested.rate(NEUTRALS, MINE).n
+    listed = ", ".join(f"{name} {points(tested.more(CONFLICT, name))}" for name in others)
     return (
-        f"Test, {TEST[CONFLICT]} other pictures beside such events: {share(tested.rate(CONFLICT, MINE))} with VEENA, "
-        f"{share(tested.rate(CONFLICT, NONE))} without: {_points(gain)}. {_verdict(gain)}",
+        f"Test, {gain.n} other pictures beside such events: {share(tested.rate(CONFLICT, MINE))} with VEENA, "
+        f"{share(tested.rate(CONFLICT, NONE))} without: {points(gain)}. {_verdict(gain)}",
         f"Beside it, more than without: {listed}. {_rank(tested, others)}",
-        f"{TEST[NEUTRALS]} neutral pictures, beside events in which naming an emotion is wrong: "
+        f"{neutrals} neutral pictures, beside events in which naming an emotion is wrong: "
         f"{share(tested.rate(NEUTRALS, MINE))} of the stories name one with VEENA, {share(tested.rate(NEUTRALS, NONE))} without: "
-        f"{_points(tested.more(NEUTRALS, MINE))}. One story is {100 / TEST[NEUTRALS]:.0f} points here.",
+        f"{points(tested.more(NEUTRALS, MINE))}. One story is {100 / neutrals:.0f} points here.",
         _goal_line(tested.goal),
     )
 
@@ -230,7 +250,7 @@ def _rank(tested: _Tested, others: Sequence[str]) -> str:
 def _goal_line(goal: pd.DataFrame) -> str:
     """Whether what a cure should do was done, by the means, and how little so few pictures tell."""
     asked = goal[goal.met != "not measured"]
-    missed = [f"“{wish}” is missed ({_points(row.difference)})" for wish, row in asked[asked.met == "no"].iterrows()]
+    missed = [f"“{wish}” is missed ({points(row.difference)})" for wish, row in asked[asked.met == "no"].iterrows()]
     said = f"is not reached, as {', '.join(missed)}" if missed else "is reached as far as it is measured here, by the means"
     wide = max((row.difference.high - row.difference.low) / 2 for _, row in asked.iterrows())
     return (
@@ -249,17 +269,6 @@ def _picture_line(told: Sequence[_Case]) -> str:
     )
 
 
-def _points(interval: Interval) -> str:
-    """A difference of shares.
-
-    >>> _points(Interval(0.1, -0.0001, 0.25, 40))
-    '+10 [0, +25] points'
-    """
-    mean, low, high = (f"{100 * x:+.0f}" for x in (interval.mean, interval.low, interval.high))
-    said = f"{mean} [{low}, {high}] points"
-    return re.sub(r"[+-]0\b", "0", said).replace("-", "\N{MINUS SIGN}")
-
-
 def _listed(names: Sequence[str]) -> str:
     names = [f"the {name}" if name == PROMPTED else name for name in names]
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
@@ -268,15 +277,16 @@ def _listed(names: Sequence[str]) -> str:
 # on the page
 
 
-def _explained(vlm: VLM, fitted: Fit) -> str:
-    low, high = conflict_intensities(vlm)
-    return (
-        f"<p>{TUNING} pairs of the tuning split: a picture (expressions at {low:.0%} to {high:.0%} of their strength) beside an "
+def _fit_block(vlm: VLM, fitted: Fit, n: int) -> str:
+    (low, high), best = conflict_intensities(vlm), _chosen(fitted)
+    alt = f"Rates by strength; chosen: β = {best.beta:g}, γ = {best.gamma:g}, {share(best.exact)} right stories there"
+    return figure_html(fitted.plot(), alt) + muted(
+        f"{n} pairs of the tuning split: a picture (expressions at {low:.0%} to {high:.0%} of their strength) beside an "
         f"event that suggests another emotion, and its neutral twin beside a neutral event. {len(fitted.table)} strengths are "
         "tried on all of them. Chosen is the largest exact rate, the share of right stories, which name the pictured emotion and "
-        f"no other, within two limits: {int(MAX_FALSE * TUNING + 1e-9) or 'no'} more neutral stories name an emotion than without "
+        f"no other, within two limits: {int(MAX_FALSE * n + 1e-9) or 'no'} more neutral stories name an emotion than without "
         f"an edit, and stories are at most {MAX_COST:g} times as perplexing. Heads and neurons were found on the selection split, "
-        "so nothing was chosen on the test split.</p>"
+        "so nothing was chosen on the test split."
     )
 
 
@@ -284,36 +294,37 @@ def _test_blocks(tested: _Tested) -> list[tuple[str, str]]:
     columns = ["method", "right stories", "more than none", "VEENA has more by", "false emotions"]
     rows = pd.DataFrame([_row(tested, name) for name in tested.methods], columns=columns).fillna("")
     first = f"The first {len(tested.cases)} of these test pictures, before and after"
-    return [("On the test split, beside controls", table_html(rows) + _row_words()), (first, _stories(tested.cases))]
+    return [("On the test split, beside controls", table_html(rows) + _row_words(tested)), (first, _stories(tested.cases))]
 
 
 def _row(tested: _Tested, name: str) -> dict[str, str]:
     row = {"method": name, "right stories": share(tested.rate(CONFLICT, name))}
     row |= {"false emotions": share(tested.rate(NEUTRALS, name))}
     if name != NONE:
-        row["more than none"] = _points(tested.more(CONFLICT, name))
+        row["more than none"] = points(tested.more(CONFLICT, name))
     if name not in (NONE, MINE):
-        row["VEENA has more by"] = _points(tested.more(CONFLICT, MINE, name))
+        row["VEENA has more by"] = points(tested.more(CONFLICT, MINE, name))
     return row
 
 
-def _row_words() -> str:
+def _row_words(tested: _Tested) -> str:
+    conflict, neutrals = (tested.rate(name, NONE).n for name in (CONFLICT, NEUTRALS))
     return muted(
-        f"Right stories: those that name the pictured emotion and no other, of {TEST[CONFLICT]} beside events that suggest another."
-        f" False emotions: stories that name one, of {TEST[NEUTRALS]} neutral pictures beside neutral events. Differences are "
-        f"paired. Random: as many other heads and neurons of the same layers at the same strengths, {DRAWS} draws, their mean in "
-        "each picture. No method sees what is right."
+        f"Right stories: those that name the pictured emotion and no other, of {conflict} beside events that suggest another."
+        f" False emotions: stories that name one, of {neutrals} neutral pictures beside neutral events. Differences are "
+        f"paired. Random: as many other heads and neurons of the same layers at the same strengths, {len(tested.methods[RANDOM])} "
+        "draws, their mean in each picture. No method sees what is right."
     )
 
 
 def _stories(cases: Sequence[_Case]) -> str:
     """Stories side by side; all that comes from outside or from the model is escaped."""
     heads = "".join(f"<th>{head}</th>" for head in ("", "picture", "without VEENA", "with VEENA"))
-    return f"<table><tr>{heads}</tr>{''.join(map(_story_row, cases))}</table>"
+    return scrolling(f"<table><tr>{heads}</tr>{''.join(map(_story_row, cases))}</table>")
 
 
 def _story_row(case: _Case) -> str:
-    picture = f'<img src="{data_uri(thumbnail(case.before.picture, 160))}" width="72" style="border-radius:6px" alt="the picture">'
+    picture = f'<img class="thumb" src="{data_uri(thumbnail(case.before.picture, 160))}" width="72" alt="the picture">'
     shows = f"shows <b>{escape(case.before.emotion)}</b>" if case.before.emotion else "what it shows is not known"
     about = f"{escape(case.note or case.name)}<br><small>{shows}</small>"
     cells = [picture, about, *map(_story, (case.before, case.after))]
@@ -341,10 +352,10 @@ def _parts(value: Veena) -> dict:
     return {name: [f"{layer}.{number}" for layer, number in getattr(value, name)] for name in Veena.lists}
 
 
-def _tuning_results(fitted: Fit) -> dict:
+def _tuning_results(fitted: Fit, n: int) -> dict:
     best, columns = _chosen(fitted), ["beta", "gamma", "exact", "more_false", "cost", "allowed"]
     chosen = {"beta": float(best.beta), "gamma": float(best.gamma)}
-    return {"pairs": TUNING, "chosen": chosen, "tried": fitted.table[columns].to_dict("records")}
+    return {"pairs": n, "chosen": chosen, "tried": fitted.table[columns].to_dict("records")}
 
 
 def _test_results(tested: _Tested) -> dict:

@@ -8,23 +8,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
 from emointerp.circuit import Circuit, Head
 from emointerp.emotions import NEUTRAL, same_answer, score
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
-from emointerp.heads import amplification_map, head_map
+from emointerp.heads import HeadMap, amplification_map, head_map
+from emointerp.heads.maps import LOOKING
 from emointerp.lens import Words
-from emointerp.models import VLM
+from emointerp.models import VLM, Prompt, to_image
 from emointerp.neurons import state_neurons
-from emointerp.pairs import Pair, check_disjoint
+from emointerp.pairs import Pair, check_disjoint, fingerprint
 from emointerp.plots import band, new_figure
 from emointerp.statistics import mean_interval
-from emointerp.tracing import Edit, perplexity, sweep
+from emointerp.tracing import Edit, generate, perplexity
 from emointerp.veena.strength import BEGUN
 from emointerp.veena.value import Veena
 
 PATCHING, AMPLIFICATION = RULES = "patching", "amplification"
+_KINDS = ("patching", "amplifying")  # of maps that are exact
+_NO_L_EMO = "Heads up to l_emo look from the query, later ones from the current token: name l_emo, such as l_emo=3."
 Question = tuple[Any, str, str]  # picture, question, the right answer
 _COLORS = ("#8A8F98", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7")
 
@@ -62,7 +66,7 @@ class Fit:
         axes[0].plot(best.beta, best.exact.mean, **ring, label="chosen")
         axes[1].plot(best.beta, best.false_emotions, **ring)
         axes[1].axhline(own.iloc[0] + self.max_false, color="#6b7078", linestyle=":", linewidth=1)
-        axes[1].annotate("limit", (1, own.iloc[0] + self.max_false), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        axes[1].annotate("limit", (0.5, own.iloc[0] + self.max_false), xycoords=("axes fraction", "data"), ha="center", va="bottom",
                          fontsize=8, color="#6b7078")  # fmt: skip
         betas = self.table.beta.unique()
         for axis, title in zip(axes, ("Exact rate, emotional sides", "False emotions, neutral sides"), strict=True):
@@ -85,7 +89,7 @@ def fit(
     max_false: float = 0.02,
     max_cost: float = 1.5,
     max_wrong: float = 0.01,
-    by: str = PATCHING,
+    by: str | HeadMap = PATCHING,
     heads: int = 10,
     neurons: int = 30,
     words: Words = None,
@@ -132,7 +136,7 @@ def find_circuit(
     pairs: Sequence[Pair],
     l_emo: int | None = None,
     *,
-    by: str = PATCHING,
+    by: str | HeadMap = PATCHING,
     heads: int = 10,
     neurons: int = 30,
     words: Words = None,
@@ -144,28 +148,50 @@ def find_circuit(
     - `by="patching"`: heads that carry the emotion from the picture into its neutral twin's run (`heads.head_map`).
     - `by="amplification"`: heads whose larger look at the picture does most beside an event that contradicts it; those up to
       `l_emo` look from the query (`heads.amplification_map`). The pairs bring a neutral event along.
+    - `by` one of these maps, made of the same pairs before (with the same words, answer and l_emo): it is not made again.
 
-    Twins are patched beside the neutral event, where pairs have one. Neurons are scanned and patched (`neurons` of them) on the
-    same pairs, so that their p is not one of held-out data: halves of a few dozen would confirm none.
+    Twins are patched beside the neutral event, where pairs have one. Neurons are scanned and patched (`neurons` of them, 0 for
+    none) on the same pairs, so that their p is not one of held-out data: halves of a few dozen would confirm none.
     """
-    if by not in RULES:
-        raise InputError(f"by is {by!r}; expected {' or '.join(map(repr, RULES))}.")
+    if not isinstance(by, HeadMap) and by not in RULES:
+        raise InputError(f"by is {by!r}; expected {' or '.join(map(repr, RULES))}, or such a map of the same pairs.")
     twins = [p if p.neutral_event is None else replace(p, event=p.neutral_event, neutral_event=None) for p in pairs]
     options: dict[str, Any] = {"words": words, "answer": answer, "progress": progress}
-    states = state_neurons(vlm, twins, k=neurons, **options).parts()
-    if by == PATCHING:
-        found = head_map(vlm, twins, **options).parts(heads)
+    if isinstance(by, HeadMap):
+        found = _checked_map(by, pairs)
     else:
-        found = _amplified(vlm, pairs, l_emo, heads, options)
-    return Circuit.of(vlm, found, states, pairs=pairs, metric="log mass")
+        found = head_map(vlm, twins, **options) if by == PATCHING else _amplification(vlm, pairs, l_emo, options)
+    best = _placed(found, heads, l_emo)
+    states = state_neurons(vlm, twins, k=neurons, **options).parts() if neurons else []
+    return Circuit.of(vlm, best, states, pairs=pairs, metric="log mass")
 
 
-def _amplified(vlm: VLM, pairs: Sequence[Pair], l_emo: int | None, k: int, options: dict[str, Any]) -> list[Head]:
-    """The k best of the amplification map, each where it looks from."""
+def _amplification(vlm: VLM, pairs: Sequence[Pair], l_emo: int | None, options: dict[str, Any]) -> HeadMap:
     if l_emo is None:
-        raise InputError("Heads up to l_emo look from the query, later ones from the current token: name l_emo, such as l_emo=3.")
-    found = amplification_map(vlm, pairs, l_emo, **options).parts(k)
-    return [replace(head, position="query" if head.layer <= l_emo else "last") for head in found]
+        raise InputError(_NO_L_EMO)
+    return amplification_map(vlm, pairs, l_emo, **options)
+
+
+def _checked_map(found: HeadMap, pairs: Sequence[Pair]) -> HeadMap:
+    """A map of exact effects on these very pairs."""
+    if found.kind not in _KINDS:
+        raise InputError(f"This map is one of {found.kind}, a guess; expected a head_map or an amplification_map.")
+    if found.pairs().picture.tolist() != [fingerprint(to_image(pair.emotional)) for pair in pairs]:
+        raise InputError(
+            f"This map is of other pairs ({len(found.pairs())} of them, and {len(pairs)} came): a circuit names the pairs that it "
+            "was found on, so give those that the map was made of, in their order."
+        )
+    return found
+
+
+def _placed(found: HeadMap, k: int, l_emo: int | None) -> list[Head]:
+    """The k best of a map, each where it acts: amplified heads up to l_emo look from the query."""
+    best = found.parts(k)
+    if found.direction != LOOKING:
+        return best
+    if l_emo is None:
+        raise InputError(_NO_L_EMO)
+    return [replace(head, position="query" if head.layer <= l_emo else "last") for head in best]
 
 
 def _told(
@@ -179,18 +205,25 @@ def _told(
     """A row a pair, side, beta and gamma: story, exact, hit, false_emotion; `cost`, its perplexity over the unedited story's."""
     sides = [(i, name, side, gold) for i, p in enumerate(pairs) for name, side, gold in _sides_of(p)]
     prompts = [vlm.prompt(*side) for _, _, side, _ in sides]
-    found = sweep(vlm, prompts, lists, max_new_tokens=max_new_tokens, names=["beta", "gamma"], progress=progress).to_frame()
-    likely = {}
-    for i, some in found.groupby("prompt"):
-        texts = list(dict.fromkeys([some.baseline_text.iloc[0], *some.text]))
-        own, *others = perplexity(vlm, prompts[i], texts)
-        likely |= {(i, text): p / own for text, p in zip(texts, (own, *others), strict=True)}
-    pair, side, _, gold = zip(*(sides[i] for i in found.prompt), strict=True)
-    told = pd.DataFrame(
-        {"pair": pair, "side": side, "emotion": gold, "beta": found.beta, "gamma": found.gamma, "story": found.text}
-    )
-    told["cost"] = [likely[key] for key in zip(found.prompt, found.text, strict=True)]
+    found = _answers(vlm, prompts, lists, max_new_tokens, progress)
+    rows = []
+    for i, (prompt, (pair, side, _, gold)) in enumerate(zip(prompts, sides, strict=True)):
+        stories = {key: texts[i] for key, texts in found.items()}
+        unique = list(dict.fromkeys([stories[1.0, 1.0], *stories.values()]))
+        likely = dict(zip(unique, perplexity(vlm, prompt, unique), strict=True))
+        rows += [(pair, side, gold, *key, text, likely[text] / likely[unique[0]]) for key, text in stories.items()]
+    told = pd.DataFrame(rows, columns=["pair", "side", "emotion", "beta", "gamma", "story", "cost"])
     return told.join(score(told.story, told.emotion, wheels)[["exact", "hit", "false_emotion"]])
+
+
+def _answers(
+    vlm: VLM, prompts: Sequence[Prompt], lists: Mapping[tuple[float, float], list[Edit]], max_new_tokens: int, progress: bool
+) -> dict[tuple[float, float], list[str]]:
+    """Each list's greedy answers, all prompts in batches, which is quicker than a sweep a prompt; equal lists are asked once."""
+    told: dict[tuple[Edit, ...], list[str]] = {}
+    for edits in tqdm(dict.fromkeys(map(tuple, lists.values())), desc="strengths", disable=not progress):
+        told[edits] = generate(vlm, prompts, edits, max_new_tokens=max_new_tokens)
+    return {key: told[tuple(edits)] for key, edits in lists.items()}
 
 
 def _answered(
@@ -198,9 +231,10 @@ def _answered(
 ) -> pd.Series:
     """The share of plain questions that are answered rightly, by beta and gamma; case and full stop do not count."""
     prompts = [vlm.prompt(picture, question, instruction="") for picture, question, _ in questions]
-    found = sweep(vlm, prompts, lists, max_new_tokens=max_new_tokens, names=["beta", "gamma"], progress=progress).to_frame()
-    right = [same_answer(text, questions[i][2]) for text, i in zip(found.text, found.prompt, strict=True)]
-    return found.assign(right=right).groupby(["beta", "gamma"]).right.mean()
+    golds = [answer for _, _, answer in questions]
+    found = _answers(vlm, prompts, lists, max_new_tokens, progress)
+    right = {key: np.mean([same_answer(*both) for both in zip(texts, golds, strict=True)]) for key, texts in found.items()}
+    return pd.Series(right)
 
 
 def _sides_of(pair: Pair) -> list[tuple[str, tuple, str]]:

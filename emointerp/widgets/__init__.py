@@ -6,6 +6,7 @@
 from emointerp.widgets.explorer import Explorer, top_pictures
 from emointerp.widgets.heads import heads
 from emointerp.widgets.lens import lens
+from emointerp.widgets.own_model import own_model
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.sae import sae
 from emointerp.widgets.saliency import saliency
@@ -16,6 +17,6 @@ from emointerp.widgets.token_strip import TokenStrip
 from emointerp.widgets.veena import veena
 
 __all__ = [
-    "Explorer", "PatchGrid", "TokenStrip", "heads", "lens", "sae", "saliency", "start_here", "steering", "superposition",
-    "top_pictures", "veena",
+    "Explorer", "PatchGrid", "TokenStrip", "heads", "lens", "own_model", "sae", "saliency", "start_here", "steering",
+    "superposition", "top_pictures", "veena",
 ]  # fmt: skip

@@ -259,20 +259,21 @@ def _about(tree: FeatureTree, feature: int) -> str:
 
 def _static_shot(shot: dict[str, Any]) -> str:
     """A picture with its heat map over it, as far as a page without a script goes: one image."""
-    caption = escape(shot["caption"])
+    caption, picture = escape(shot["caption"]), small_uri(warmed(shot)) if shot["heat"] else shot["picture"]
     return (
-        f'<figure style="margin:0;width:120px"><img src="{_warmed(shot)}" style="width:100%" alt="{caption}"/>'
+        f'<figure style="margin:0;width:120px"><img src="{picture}" style="width:100%" alt="{caption}"/>'
         f'<figcaption style="font-size:12px;opacity:.75">{caption}</figcaption></figure>'
     )
 
 
-def _warmed(shot: dict[str, Any]) -> str:
-    if not shot["heat"]:
-        return shot["picture"]
+def warmed(shot: dict[str, Any]) -> Image.Image:
+    """A picture with its heat map over it, where there is one."""
     image = Image.open(io.BytesIO(base64.b64decode(shot["picture"].partition(",")[2]))).convert("RGB")
+    if not shot["heat"]:
+        return image
     values = np.frombuffer(base64.b64decode(shot["heat"]["bytes"]), np.uint8).reshape(shot["heat"]["rows"], -1)
     fine = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR), np.float32) / 255
-    return small_uri(Image.fromarray(_tinted(np.asarray(image, np.float32), fine)))
+    return Image.fromarray(_tinted(np.asarray(image, np.float32), fine))
 
 
 def _tinted(pixels: Float[np.ndarray, "height width 3"], share: Float[np.ndarray, "height width"]) -> np.ndarray:

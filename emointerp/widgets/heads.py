@@ -10,6 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.patches import Rectangle
 
 from emointerp.circuit import head_name, neuron_name
 from emointerp.directions import Directions
@@ -24,16 +25,19 @@ from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons, trigger_neurons
 from emointerp.pairs import Pair
-from emointerp.plots import COLORS
+from emointerp.plots import COLORS, ShownFigure
 from emointerp.sources import checked_places, source_tokens
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.widgets.drawing import FAINT, INK, Sheet, image_of
+from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.token_strip import visible
 from emointerp.world import Scene
 
+BELOW = "neurons below it, at the picture's tokens"
 SHOWN = 6  # neurons; each is patched exactly, which is most of what a click costs
+MAP = ("picture", "size", "boxes", "labels", "width")  # what the map and its stand-in share
 _GRAY = "#8A8F98"
 
 
@@ -188,7 +192,17 @@ class HeadsPanel(Panel):
         def view(picture: str, layer: int, head: int) -> str:
             return reading_html(self._read(picture, layer, head), self._shown(picture).pair, effects)
 
-        super().__init__(self.controls, view, widgets.VBox([widgets.HBox([*self.controls.values()]), maps]))
+        def still(picture: str, layer: int, head: int) -> str:
+            cell = {name: getattr(self.map, name) for name in MAP} | {"selected": self._places.index((layer, head))}
+            looks = self._looks(self._shown(picture), self._read(picture, layer, head)) | {"width": 290}
+            return f'<div class="columns">{_still(cell)}{_still(looks)}</div>{view(picture, layer, head)}'
+
+        def figure(picture: str, layer: int, head: int) -> ShownFigure:
+            shown, reading = self._shown(picture), self._read(picture, layer, head)
+            return draw(effects, shown, reading, self._title(shown.prompt, reading), self._outlined(shown, reading))
+
+        layout = widgets.VBox([arranged(self.controls), maps])
+        super().__init__(self.controls, view, layout, draw=figure, still=still)
 
     def refresh(self) -> None:
         """Compute for the present values, then colour the picture and outline the cell."""
@@ -201,16 +215,23 @@ class HeadsPanel(Panel):
             self.reading, self.attention.values, self.attention.title = None, [], ""
             self._outline()
         else:
-            self._draw(self._shown(now["picture"]), self.reading)
+            with self.attention.hold_trait_notifications():
+                for name, value in self._looks(self._shown(now["picture"]), self.reading).items():
+                    setattr(self.attention, name, value)
 
-    def _draw(self, shown: Shown, reading: HeadReading) -> None:
+    def _looks(self, shown: Shown, reading: HeadReading) -> dict[str, Any]:
+        """The picture under the head's attention: traits of a `PatchGrid`."""
         most = float(reading.attention.max())
-        with self.attention.hold_trait_notifications():
-            self.attention.picture, self.attention.size, self.attention.boxes = shown.picture, shown.prompt.image.size, shown.boxes
-            self.attention.values = reading.attention / max(most, 1e-6)
-            self.attention.labels = [f"attention {a:.3f}" for a in reading.attention]
-            self.attention.high, self.attention.title = f"{most:.2g}", self._title(shown.prompt, reading)
-        self._outline()
+        return {
+            "picture": shown.picture,
+            "size": shown.prompt.image.size,
+            "boxes": shown.boxes,
+            "values": reading.attention / max(most, 1e-6),
+            "labels": [f"attention {a:.3f}" for a in reading.attention],
+            "high": f"{most:.2g}",
+            "title": self._title(shown.prompt, reading),
+            "selected": self._outlined(shown, reading),
+        }
 
     def _title(self, prompt: Prompt, reading: HeadReading) -> str:
         looks = f"{reading.name} spends {reading.attention.sum():.0%} of the last token's attention on the picture"
@@ -221,8 +242,12 @@ class HeadsPanel(Panel):
 
     def _outline(self) -> None:
         """The source token is outlined; a click on the picture changes nothing."""
-        visual = self._shown(self.controls["picture"].value).prompt.visual if self.reading else ()
-        self.attention.selected = visual.index(self.reading.source) if self.reading and self.reading.source in visual else -1
+        shown = self._shown(self.controls["picture"].value) if self.reading else None
+        self.attention.selected = self._outlined(shown, self.reading) if shown else -1
+
+    def _outlined(self, shown: Shown, reading: HeadReading) -> int:
+        visual = shown.prompt.visual
+        return visual.index(reading.source) if reading.source in visual else -1
 
     def _cell_clicked(self, change: dict) -> None:
         if change["new"] < 0:
@@ -231,11 +256,13 @@ class HeadsPanel(Panel):
         with layer.hold_trait_notifications(), head.hold_trait_notifications():  # both, before either is answered
             layer.value, head.value = self._places[change["new"]]
 
-    def _repr_mimebundle_(self, **options: Any) -> dict:
-        """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""
-        bundle = super()._repr_mimebundle_(**options)
-        maps = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{self.map.static_html()}{self.attention.static_html()}</div>'
-        return bundle and {**bundle, "text/html": maps + self.view.value}
+
+def _still(traits: Mapping[str, Any]) -> str:
+    """A grid as HTML without a script; it never comes alive."""
+    grid = PatchGrid(**traits)
+    html = grid.static_html()
+    grid.close()
+    return html
 
 
 def _controls(pairs: Mapping[str, Pair], effects: Effects) -> dict[str, widgets.Widget]:
@@ -256,30 +283,36 @@ def _controls(pairs: Mapping[str, Pair], effects: Effects) -> dict[str, widgets.
 def reading_html(reading: HeadReading, pair: Pair, effects: Effects) -> str:
     """The event, and below it effects and neurons side by side."""
     return (
-        f'<div style="opacity:.75">beside the picture: {escape(pair.event)}</div>'
-        '<div style="display:flex;flex-wrap:wrap;gap:.6em 2.5em;line-height:1.45;margin:.3em 0">'
-        f'<div style="flex:1 1 24em;max-width:34em">{_effects(reading, pair, effects)}</div>'
-        f'<div style="flex:1 1 30em;max-width:52em">{_neurons(reading, pair, effects.metric)}</div></div>'
+        f'<p class="muted">beside the picture: {escape(pair.event)}</p>'
+        f'<div class="columns"><div class="narrow">{_effects(reading, pair, effects)}</div>'
+        f'<div class="wide">{_neurons(reading, pair, effects.metric)}</div></div>'
     )
 
 
-_HEADING = '<div style="border-bottom:1px solid #8a8f9855;margin-bottom:.4em"><b>{}</b> <span style="opacity:.75">{}</span></div>'
-_SMALL = '<small style="display:block;opacity:.75;margin-top:.5em">{}</small>'
+_HEADING = '<div class="heading"><b>{}</b> <span class="muted">{}</span></div>'
+_SMALL = '<small class="muted note">{}</small>'
 
 
 def _effects(reading: HeadReading, pair: Pair, effects: Effects) -> str:
     found, single = effects.found, reading.emotions
     rows = [("all", reading.effect, reading.corrected), *zip(single.index, single.effect, single.corrected, strict=True)]
     cells = "".join(_row(*row, effects.ends, row[0] == pair.emotion) for row in rows)
-    about = (
+    heading = _HEADING.format(f"What {reading.name} does", f"{_share_of(found)} ({escape(found.metric)})")
+    return f'{heading}<div class="figures wide">{cells}</div>{_SMALL.format(_about(reading, effects))}'
+
+
+def _share_of(found: HeadMap) -> str:
+    return f"share of the gap {'lost' if found.direction == 'noising' else 'closed'}"
+
+
+def _about(reading: HeadReading, effects: Effects) -> str:
+    """What the bars are, in small print."""
+    found = effects.found
+    return (
         f"{found.kind.capitalize()}, {TITLES[found.direction]}; 95% intervals over {reading.effect.n} pairs. All: "
         f"{_p(reading.corrected)} among the map's {len(effects.heads)} heads. *: corrected p of at most 0.05. Bold: the picture's "
         "emotion."
     )
-    grid = "display:grid;grid-template-columns:auto 1fr auto;gap:.15em .8em;align-items:center;font-variant-numeric:tabular-nums"
-    told = "lost" if found.direction == "noising" else "closed"
-    heading = _HEADING.format(f"What {reading.name} does", f"share of the gap {told} ({escape(found.metric)})")
-    return f'{heading}<div style="{grid}">{cells}</div>{_SMALL.format(about)}'
 
 
 def _row(name: str, interval: Interval, p: float, ends: tuple[float, float], bold: bool) -> str:
@@ -313,31 +346,95 @@ def _p(p: float) -> str:
 
 
 def _neurons(reading: HeadReading, pair: Pair, metric: str) -> str:
-    heading = _HEADING.format(f"What wakes {reading.name} here", "neurons below it, at the picture's tokens")
+    heading = _HEADING.format(f"What wakes {reading.name} here", BELOW)
     if reading.neurons is None:
         return f"{heading}<div>{escape(reading.note)}</div>"
-    table, known = reading.neurons.table, int(reading.neurons.table.aligned.notna().all())
-    columns = ["neuron", "guess", "patched", *["along S"] * known, "writes", "names"]
-    head = "".join(f'<th style="{_CELL};font-weight:normal;opacity:.75">{name}</th>' for name in columns)
+    table, known = reading.neurons.table, _known(reading.neurons)
+    head = "".join(f"<th>{name}</th>" for name in _columns(known))
     body = "".join(_neuron(row, known) for row in table.itertuples())
     about = (
         f"Guess and patched: what the neuron adds through this head to the {metric} of {escape(pair.emotion)}, by the gradient and "
         "exactly, on this picture alone. Writes: what its output makes likelier, read by the unembedding. Of random neurons of "
         f"these layers, {reading.neurons.control:.0%} name an emotion."
     )
-    style = "border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.95em"
-    return f'{heading}<table style="{style}"><tr>{head}</tr>{body}</table>{_SMALL.format(about)}'
+    return f'{heading}<div class="scroll"><table class="plain"><tr>{head}</tr>{body}</table></div>{_SMALL.format(about)}'
 
 
-_CELL = "text-align:left;padding:.1em .9em .1em 0;vertical-align:top;background:none"
+def _known(neurons: Neurons) -> int:
+    """1 where the neurons' length along S is known, else 0."""
+    return int(neurons.table.aligned.notna().all())
+
+
+def _columns(known: int) -> list[str]:
+    return ["neuron", "guess", "patched", *["along S"] * known, "writes", "names"]
+
+
+def _cells(row: Any, known: int) -> list[str]:
+    """A neuron in the words of the table; what it names comes last."""
+    numbers = [row.score.mean, row.exact.mean, *[row.aligned] * known]
+    return [neuron_name(row.layer, row.neuron), *(f"{x:+#.2g}" for x in numbers), visible(row.words).replace("␣", " "), row.names]
 
 
 def _neuron(row: Any, known: int) -> str:
-    numbers = [row.score.mean, row.exact.mean, *[row.aligned] * known]
-    dot = f'<span style="color:{COLORS.get(row.names, _GRAY)}">●</span> {escape(row.names)}' if row.names else ""
-    words = escape(visible(row.words).replace("␣", " "))
-    cells = [neuron_name(row.layer, row.neuron), *(f"{x:+#.2g}" for x in numbers), words, dot]
-    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+    *cells, names = _cells(row, known)
+    dot = f'<span style="color:{COLORS.get(names, _GRAY)}">●</span> {escape(names)}' if names else ""
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in [*map(escape, cells), dot]) + "</tr>"
+
+
+# the figure
+
+
+def draw(effects: Effects, shown: Shown, reading: HeadReading, looks: str, outlined: int) -> ShownFigure:
+    """All that the panel shows as a figure: the map, the picture under the head's attention, effects and neurons."""
+    sheet, most = Sheet(660), max(float(reading.attention.max()), 1e-6)
+    y = _draw_map(sheet, effects, reading)
+    below = sheet.text(390, 0, looks, size=9)
+    below = sheet.patches(390, below + 4, 200, shown.prompt.image, shown.boxes, (reading.attention / most).tolist(), outlined)
+    below = sheet.ramp(390, below + 4, 200, "0", f"{most:.2g}")
+    y = sheet.text(0, max(y, below) + 6, f"beside the picture: {shown.pair.event}", size=9, color=FAINT) + 6
+    _draw_effects(sheet, y, 260, effects, reading, shown.pair.emotion)
+    _draw_neurons(sheet, 284, y, reading)
+    return sheet.figure("A head of the map")
+
+
+def _draw_map(sheet: Sheet, effects: Effects, reading: HeadReading) -> float:
+    """The map with the chosen cell outlined."""
+    figure = effects.found.plot()
+    layers, heads, axis = effects.numbers("layer"), effects.numbers("head"), figure.axes[0]
+    x, y = heads.index(reading.head) - 0.5, layers.index(reading.layer) - 0.5
+    for color, line in (("black", 4.0), ("white", 1.8)):
+        axis.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=color, linewidth=line, zorder=5, clip_on=False))
+    return sheet.picture(0, 0, image_of(figure), 370)
+
+
+def _draw_effects(sheet: Sheet, y: float, width: float, effects: Effects, reading: HeadReading, bold: str) -> float:
+    """Bars of the share of the gap, all and by emotion, with their intervals as lines."""
+    y = sheet.text(0, y, f"What {reading.name} does", size=10, weight="bold")
+    y = sheet.text(0, y, f"{_share_of(effects.found)} ({effects.found.metric}), 95% intervals", size=8, color=FAINT) + 2
+    low, high = effects.ends
+    rows = [("all", reading.effect), *zip(reading.emotions.index, reading.emotions.effect, strict=True)]
+    for name, interval in rows:
+        at = [60 + 110 * (min(max(v, low), high) - low) / (high - low) for v in (0.0, interval.mean, interval.low, interval.high)]
+        if np.isfinite(at).all():
+            zero, mean, left, right = at
+            sheet.box(min(zero, mean), y + 3, abs(mean - zero), 8, COLORS.get(name, _GRAY))
+            sheet.box(left, y + 6.6, right - left, 0.8, INK)
+            sheet.box(zero, y, 0.5, 14, INK)
+        sheet.text(0, y, name, 58, size=9, weight="bold" if name == bold else "normal")
+        y = sheet.text(176, y, _said(interval), width - 176, size=8) + 2
+    return y
+
+
+def _draw_neurons(sheet: Sheet, x: float, y: float, reading: HeadReading) -> float:
+    """The neurons' table, or why there is none."""
+    y = sheet.text(x, y, f"What wakes {reading.name} here", size=10, weight="bold")
+    y = sheet.text(x, y, BELOW, size=8, color=FAINT) + 2
+    if reading.neurons is None:
+        return sheet.text(x, y, reading.note, size=9)
+    known = _known(reading.neurons)
+    widths = [58, 48, 48, *[48] * known, 160 - 48 * known, 62]
+    y = sheet.row(x, y, _columns(known), widths, 8, color=FAINT)
+    return sheet.table(x, y, [_cells(row, known) for row in reading.neurons.table.itertuples()], widths, size=8)
 
 
 # how it is called

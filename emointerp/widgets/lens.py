@@ -11,11 +11,14 @@ import numpy as np
 from emointerp.errors import EmointerpError
 from emointerp.lens import ENTROPY, MASS, LogitLens, logit_lens
 from emointerp.models import VLM
+from emointerp.plots import ShownFigure
 from emointerp.start_here import EVENT
-from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.widgets.drawing import Sheet
+from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.patch_grid import PatchGrid
-from emointerp.widgets.token_strip import TokenStrip
+from emointerp.widgets.token_strip import TokenStrip, chips
 
+CHOSEN = ' class="chosen"'
 SHOWN = 4  # likeliest tokens a layer
 
 
@@ -23,10 +26,60 @@ def compute(lens: LogitLens, layer: int, token: int) -> str:
     """What comes next at a token, a row a layer, as HTML; the chosen layer stands out."""
     rows = []
     for i, words in enumerate(lens.words(token, SHOWN).to_numpy()):
-        style = "background:#6842c933;font-weight:bold" if i == layer else ""
-        rows.append(f'<tr style="{style}"><td>layer {i}</td>' + "".join(f"<td>{escape(word)}</td>" for word in words) + "</tr>")
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in (f"layer {i}", *words))
+        rows.append(f"<tr{CHOSEN * (i == layer)}>{cells}</tr>")
     head = f"<p>Next after token {token}, <b>{escape(repr(lens.token(token)))}</b>:</p>"
-    return f'{head}<table style="border-spacing:.9em .1em">{"".join(rows)}</table>'
+    return f'{head}<div class="scroll"><table class="plain">{"".join(rows)}</table></div>'
+
+
+def tinted(lens: LogitLens, show: str, layer: int, token: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the picture's patches and the prompt's tokens look like: traits of a `PatchGrid` and of a `TokenStrip`.
+
+    Colours are on one scale for all layers, of patches and of tokens each, as a text token may have far more than any patch.
+    """
+    every = np.stack([lens.values(show, at) for at in range(lens.n_layers)])
+    visual, here = list(lens.prompt.visual), every[layer]
+    patches, low, high = _scaled(every[:, visual], here[visual], show)
+    patch = {
+        "values": patches.tolist(),
+        "labels": [f"{show} {v:.3f}" for v in here[visual]],
+        "low": f"{low:.2g}",
+        "high": f"{high:.2g}",
+        "title": f"{show}, layer {layer}",
+        "selected": visual.index(token) if token in visual else -1,
+    }
+    return patch, {"values": _scaled(every, here, show)[0].tolist(), "selected": token}
+
+
+def tokens(lens: LogitLens) -> dict[str, list[str]]:
+    """A prompt's tokens and the span that each lies in: traits of a `TokenStrip`."""
+    prompt = lens.prompt
+    spans = {**dict.fromkeys(prompt.visual, "visual"), **dict.fromkeys(prompt.query, "query"), prompt.last: "last"}
+    return {"tokens": [lens.token(t) for t in range(len(prompt))], "spans": [spans.get(t, "") for t in range(len(prompt))]}
+
+
+def still(lens: LogitLens, show: str, layer: int, token: int) -> str:
+    """All that the panel shows as HTML without a script."""
+    (patch, strip), boxes = tinted(lens, show, layer, token), lens.vlm.boxes(lens.prompt)
+    grid, line = PatchGrid.of(lens.prompt.image, boxes, **patch), TokenStrip(**tokens(lens), **strip)
+    html = f'<div class="columns">{grid.static_html()}<div class="narrow">{line.static_html()}</div></div>'
+    grid.close()
+    line.close()
+    return html + compute(lens, layer, token)
+
+
+def draw(lens: LogitLens, show: str, layer: int, token: int) -> ShownFigure:
+    """The same as a figure: the picture under its colours, the prompt's tokens, and what comes next at the chosen one."""
+    (patch, strip), sheet = tinted(lens, show, layer, token), Sheet(620)
+    y = sheet.text(0, 0, patch["title"], size=11, weight="bold")
+    boxes = lens.vlm.boxes(lens.prompt)
+    below = sheet.patches(0, y + 4, 210, lens.prompt.image, boxes, patch["values"], patch["selected"])
+    sheet.ramp(0, below + 6, 210, patch["low"], patch["high"])
+    beside = sheet.chips(228, y + 4, chips(**tokens(lens)), strip["values"], token)
+    beside = sheet.text(228, beside + 8, f"Next after token {token}, {lens.token(token)!r}:", size=10)
+    rows = [(f"layer {i}", *words) for i, words in enumerate(lens.words(token, SHOWN).to_numpy())]
+    sheet.table(228, beside + 2, rows, [50, *[342 / SHOWN] * SHOWN], size=8, bold=layer)
+    return sheet.figure("The logit lens")
 
 
 class LensPanel(Panel):
@@ -45,16 +98,22 @@ class LensPanel(Panel):
             "layer": widgets.IntSlider(first.n_layers - 1, 0, first.n_layers - 1, continuous_update=False, description="layer"),
             "token": widgets.BoundedIntText(first.prompt.last, min=0, max=first.prompt.last, description="token"),
         }
-        self.controls, self.grid, self.strip = controls, PatchGrid(), TokenStrip()
+        self.controls, self.grid = controls, PatchGrid(layout=widgets.Layout(flex="none"))
+        self.strip = TokenStrip(layout=widgets.Layout(flex="1 1 22em", min_width="0"))
         self._show_picture()
         self.grid.observe(self._patch_clicked, names="selected")
         self.strip.observe(self._token_clicked, names="selected")
         controls["picture"].observe(self._picture_chosen, names="value")
         for name in ("show", "layer", "token"):
             controls[name].observe(lambda _: self._draw(), names="value")
-        row = widgets.HBox([controls[name] for name in ("picture", "show", "layer", "token")])
-        layout = widgets.VBox([row, widgets.HBox([self.grid, self.strip])])
-        super().__init__(controls, lambda picture, show, layer, token: compute(self._read(picture), layer, token), layout)
+        shown = widgets.HBox([self.grid, self.strip], layout=widgets.Layout(align_items="flex-start"))
+        super().__init__(
+            controls,
+            lambda picture, show, layer, token: compute(self._read(picture), layer, token),
+            widgets.VBox([arranged(controls), shown]),
+            draw=lambda picture, **values: draw(self._read(picture), **values),
+            still=lambda picture, **values: still(self._read(picture), **values),
+        )
 
     def _picture_chosen(self, _: Any) -> None:
         try:
@@ -65,38 +124,26 @@ class LensPanel(Panel):
     def _show_picture(self) -> None:
         self.lens: LogitLens | None = self._read(self.controls["picture"].value)
         prompt, boxes = self.lens.prompt, self.lens.vlm.boxes(self.lens.prompt)
-        spans = {**dict.fromkeys(prompt.visual, "visual"), **dict.fromkeys(prompt.query, "query"), prompt.last: "last"}
         new = PatchGrid.of(prompt.image, boxes)
         with self.grid.hold_trait_notifications():
             self.grid.selected, self.grid.values, self.grid.labels = -1, [], []
             self.grid.picture, self.grid.size, self.grid.boxes = new.picture, new.size, new.boxes
         with self.strip.hold_trait_notifications():
             self.strip.selected, self.strip.values = -1, []
-            self.strip.tokens = [self.lens.token(t) for t in range(len(prompt))]
-            self.strip.spans = [spans.get(t, "") for t in range(len(prompt))]
+            for name, value in tokens(self.lens).items():
+                setattr(self.strip, name, value)
         self.controls["token"].max = prompt.last
         self.controls["token"].value = prompt.last
         self._draw()
 
     def _draw(self) -> None:
-        """Colours of the chosen layer, on one scale for all layers; the chosen token outlined."""
+        """Colours of the chosen layer, the chosen token outlined."""
         if self.lens is None:
             return
-        lens, show, token = self.lens, self.controls["show"].value, self.controls["token"].value
-        every = np.stack([lens.values(show, layer) for layer in range(lens.n_layers)])
-        visual, here = list(lens.prompt.visual), every[self.controls["layer"].value]
-        # two scales, as a text token may have far more than any patch
-        (self.grid.values, low, high), (self.strip.values, _, _) = (
-            _scaled(every[:, t], here[t], show) for t in (visual, slice(None))
-        )
-        self.grid.labels = [f"{show} {v:.3f}" for v in here[visual]]
-        self.grid.low, self.grid.high, self.grid.title = (
-            f"{low:.2g}",
-            f"{high:.2g}",
-            f"{show}, layer {self.controls['layer'].value}",
-        )
-        self.grid.selected = visual.index(token) if token in visual else -1
-        self.strip.selected = token
+        patch, strip = tinted(self.lens, *(self.controls[name].value for name in ("show", "layer", "token")))
+        for widget, traits in ((self.grid, patch), (self.strip, strip)):
+            for name, value in traits.items():
+                setattr(widget, name, value)
 
     def _patch_clicked(self, change: dict) -> None:
         if change["new"] >= 0 and self.lens is not None:
@@ -105,11 +152,6 @@ class LensPanel(Panel):
     def _token_clicked(self, change: dict) -> None:
         if change["new"] >= 0:
             self.controls["token"].value = change["new"]
-
-    def _repr_mimebundle_(self, **options: Any) -> dict:
-        """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""
-        bundle = super()._repr_mimebundle_(**options)
-        return bundle and {**bundle, "text/html": self.grid.static_html() + self.view.value}
 
 
 def _scaled(every: np.ndarray, here: np.ndarray, show: str) -> tuple[np.ndarray, float, float]:

@@ -9,19 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
+from jaxtyping import Bool
 
 from emointerp.errors import InputError
 from emointerp.models import Tower, load_tower
+from emointerp.plots import ShownFigure
 from emointerp.sae import SAE, Codes, load_sae, picture_codes
 from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.sae.meaning import by_picture, feature_meanings
 from emointerp.sae.tree import NONE, FeatureTree, feature_tree
 from emointerp.superposition import factor_table
-from emointerp.widgets.explorer import Explorer, top_pictures
-from emointerp.widgets.panel import Panel
+from emointerp.widgets.drawing import FAINT, INK, Sheet, image_of
+from emointerp.widgets.explorer import Explorer, top_pictures, warmed
+from emointerp.widgets.panel import Panel, arranged
 from emointerp.world import Scene, face_scenes
 
 ALL = "all"
@@ -93,7 +98,7 @@ class SaePanel(Panel):
             "emotion": widgets.Dropdown(options=emotions, description="emotion"),
             "n": widgets.SelectionSlider(options=NUMBERS, value=40, continuous_update=False, description="features"),
         }
-        super().__init__(controls, self._told, widgets.HBox(list(controls.values())))
+        super().__init__(controls, self._told, arranged(controls, wide=("reads",)), draw=self._figure, still=self._still)
 
     def refresh(self) -> None:
         """Say what the present choice holds, and show its circle; a problem is said in words, and there is no circle."""
@@ -113,11 +118,54 @@ class SaePanel(Panel):
         explorer.selected = first(tree, emotion)
         return explorer
 
-    def _repr_mimebundle_(self, **options: Any) -> dict:
-        """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""
-        bundle = super()._repr_mimebundle_(**options)
-        drawn = self.explorer.static_html() if self.explorer is not None else ""
-        return bundle and {**bundle, "text/html": self.view.value + drawn}
+    def export(self, path: str | Path, **grid: Any) -> Path:
+        """As every panel's; without a grid the page is the explorer itself, alive, with the pictures of every feature inside."""
+        return super().export(path, **grid) if grid or self.explorer is None else self.explorer.save(path)
+
+    def _still(self, reads: str, emotion: str, n: int) -> str:
+        return self._told(reads, emotion, n) + self._explorer(reads, emotion, n).static_html()
+
+    def _figure(self, reads: str, emotion: str, n: int) -> ShownFigure:
+        """The circle as the explorer has it now, and the pictures of the feature that is selected."""
+        return draw(self._tree(reads, emotion, n), self._explorer(reads, emotion, n))
+
+
+def draw(tree: FeatureTree, explorer: Explorer) -> ShownFigure:
+    """The circle with the selected feature ringed and what is not looked for pale; beside it that feature's pictures."""
+    sheet, figure = Sheet(700), tree.plot(width=7.5)
+    figure.set_figheight(8.2)  # so that the lowest labels stay clear of the legend
+    _emphasise(figure.axes[0], tree, explorer)
+    y = sheet.text(0, 0, explorer.title, size=13, weight="bold")
+    sheet.picture(0, y, image_of(figure), 470)
+    if explorer.selected < 0:
+        return sheet.figure("The emotion explorer")
+    row = tree.leaves[tree.leaves.feature == explorer.selected].iloc[0]
+    y = sheet.text(490, y + 30, row.words or f"feature {row.feature}", size=11, weight="bold")
+    kind = "no one emotion" if row.emotion == NONE else row.emotion
+    y = sheet.text(490, y, f"feature {row.feature}; {kind}, mean activation {row.activation:.2g}", size=9, color=FAINT) + 4
+    for i, shot in enumerate(explorer.pictures):
+        x, at = 490 + 106 * (i % 2), y + 118 * (i // 2)
+        sheet.text(x, sheet.picture(x, at, warmed(shot), 100), shot["caption"], 100, size=8, color=FAINT)
+    return sheet.figure("The emotion explorer")
+
+
+def _emphasise(axis: Any, tree: FeatureTree, explorer: Explorer) -> None:
+    """A ring around the selected feature, and white over those that the explorer's search or emotions leave out."""
+    places = np.pi / 2 - 2 * np.pi * (np.arange(len(tree)) + 1) / (len(tree) + 1)
+    x, y = np.cos(places), np.sin(places)
+    chosen, out = (tree.leaves.feature == explorer.selected).to_numpy(), ~lit(tree, explorer.search, explorer.emotions)
+    axis.scatter(x[out], y[out], s=340, c="white", alpha=0.75, linewidths=0, zorder=3)
+    axis.scatter(x[chosen], y[chosen], s=300, facecolors="none", edgecolors=INK, linewidths=2.2, zorder=4)
+
+
+def lit(tree: FeatureTree, search: str, emotions: Sequence[str]) -> Bool[np.ndarray, " leaf"]:
+    """The features that the explorer shows for a search and a choice of emotions: those whose words, or number, have each word."""
+    wanted, leaves = search.lower().split(), tree.leaves
+    found = [
+        all(word in words.lower() or str(feature).startswith(word) for word in wanted)
+        for feature, words in zip(leaves.feature, leaves.words, strict=True)
+    ]
+    return np.array(found) & (leaves.emotion.isin(emotions).to_numpy() if emotions else True)
 
 
 def _title(emotion: str) -> str:

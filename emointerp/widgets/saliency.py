@@ -1,6 +1,7 @@
 """Panel of chapter 03: choose a feeling and a method, and see where in the picture it comes from, raw beside smoothed."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -9,11 +10,12 @@ import ipywidgets as widgets
 from emointerp.emotions import NEUTRAL
 from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM, Tower, load_tower, to_image
+from emointerp.plots import ShownFigure
 from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.saliency import METHODS, SaliencyMap, Target, answer, saliency_map, toward
 from emointerp.saliency.value import over
 from emointerp.start_here import EVENT
-from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.world import Scene, face_scenes
 
 EMBEDDING, ANSWER, BEGUN = "embedding", "answer", "I felt"
@@ -29,23 +31,31 @@ def compute(found: SaliencyMap, scene: Any = None) -> str:
     for name, image in (raw | {found.method: found.over()}).items():
         pictures[name] = f'<img src="{data_uri(thumbnail(image))}" width="{WIDTH}" alt="{escape(name)}"/>'
     figures = "".join(
-        f'<figure style="margin:0"><figcaption style="font-size:13px">{escape(name)}</figcaption>{picture}</figure>'
+        f'<figure style="margin:0"><figcaption><small>{escape(name)}</small></figcaption>{picture}</figure>'
         for name, picture in pictures.items()
     )
-    said = f"<p>{escape(found.target)} = <b>{found.value:.3f}</b>. {_truth(found, scene)}</p>"
-    return f'{said}<div style="display:flex;flex-wrap:wrap;gap:1em">{figures}</div>'
+    lead, times, end = _truth(found, scene)
+    truth = f"{lead}<b>{times}</b>{end}" if times else ""
+    said = f"<p>{escape(found.target)} = <b>{found.value:.3f}</b>. {truth}</p>"
+    return f'{said}<div class="columns">{figures}</div>'
 
 
-def _truth(found: SaliencyMap, scene: Any) -> str:
-    """How much of the map lies on a scene's expression."""
+def draw(found: SaliencyMap, scene: Any = None) -> ShownFigure:
+    """The same as a figure; the map beside the picture and the plain gradient."""
+    figure, truth = found.plot(), "".join(_truth(found, scene))
+    figure.set_figheight(3.5)
+    figure.suptitle(f"{found.target} = {found.value:.3f}.\n{truth}".strip(), fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _truth(found: SaliencyMap, scene: Any) -> tuple[str, str, str]:
+    """How much of the map lies on a scene's expression, the number in the middle; empty words where that is not known."""
     if not isinstance(scene, Scene) or not scene.has_face:
-        return ""
+        return "", "", ""
     mask = scene.masks()["expression"]
     inside, area = found.mass(mask), mask.mean()
-    return (
-        f"{inside:.0%} of the map lies on the expression, which is {area:.0%} of the picture: <b>{inside / area:.1f} times</b> "
-        "as much as on any place."
-    )
+    lead = f"{inside:.0%} of the map lies on the expression, which is {area:.0%} of the picture: "
+    return lead, f"{inside / area:.1f} times", " as much as on any place."
 
 
 def saliency(
@@ -69,10 +79,10 @@ def saliency(
             return toward(tower, directions.vector(emotion), emotion)
         return answer(vlm, vlm.prompt(pictures[picture], event, answer=BEGUN), emotion)
 
-    def shown(picture: str, read: str, emotion: str, method: str, sigma: float, n: int) -> str:
+    @lru_cache(maxsize=32)
+    def shown(picture: str, read: str, emotion: str, method: str, sigma: float, n: int) -> tuple[SaliencyMap, Any]:
         settings = {"sigma": sigma, "n": n} if method == "smoothgrad" else {}
-        found = saliency_map(target(picture, read, emotion), to_image(pictures[picture]), method, **settings)
-        return compute(found, pictures[picture])
+        return saliency_map(target(picture, read, emotion), to_image(pictures[picture]), method, **settings), pictures[picture]
 
     first = next(iter(pictures))
     controls: dict[str, widgets.Widget] = {
@@ -81,11 +91,10 @@ def saliency(
         "emotion": widgets.Dropdown(options=emotions, value=first if first in emotions else emotions[0], description="emotion"),
         "method": widgets.Dropdown(options=list(METHODS), description="method"),
         "sigma": widgets.FloatSlider(0.15, min=0.0, max=1.0, step=0.05, continuous_update=False, description="sigma"),
-        "n": widgets.SelectionSlider(options=COPIES, value=25, continuous_update=False, description="n"),
+        "n": widgets.SelectionSlider(options=COPIES, value=25, continuous_update=False, description="copies"),
     }
-    names = list(controls)
-    rows = [widgets.HBox([controls[name] for name in some]) for some in (names[:3], names[3:])]
-    return Panel(controls, shown, widgets.VBox(rows))
+    layout = arranged(controls)
+    return Panel(controls, lambda **values: compute(*shown(**values)), layout, draw=lambda **values: draw(*shown(**values)))
 
 
 def _fitted(tower: Tower) -> EmotionDirections:

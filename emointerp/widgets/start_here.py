@@ -1,7 +1,7 @@
 """Panel of chapter 00: type an event, pick a picture (or bring one), read the answer beside that of the neutral twin."""
 
 import io
-from typing import Any
+from functools import lru_cache
 
 import ipywidgets as widgets
 from PIL import Image, UnidentifiedImageError
@@ -9,24 +9,46 @@ from PIL import Image, UnidentifiedImageError
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.models import VLM
-from emointerp.start_here import EVENT, TWIN, read
-from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.plots import ShownFigure
+from emointerp.start_here import EVENT, TWIN, Reading, Telling, read
+from emointerp.widgets.drawing import FAINT, Sheet
+from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.world import Scene, loaded_events
 from emointerp.world.scene import with_intensity
 
 EVENTS = (EVENT, *(loaded_events(emotion, "test")[0] for emotion in BASIC))
-_WIDE = widgets.Layout(width="46em")
 
 
-def compute(vlm: VLM, picture: Any, event: str) -> str:
+def compute(reading: Reading) -> str:
     """The reading of one picture beside an event, as HTML."""
-    reading = read(vlm, picture, event)
     parts = [reading.telling._repr_html_()]
     if reading.twin is not None:
         parts.append(f"<b>{TWIN}</b>" + reading.twin._repr_html_())
     if reading.familiarity is not None:
-        parts.append(f"<small>This picture is {reading.familiarity}.</small>")
+        parts.append(f'<small class="muted">This picture is {reading.familiarity}.</small>')
     return "".join(parts)
+
+
+def draw(reading: Reading) -> ShownFigure:
+    """The same as a figure."""
+    sheet = Sheet(560)
+    y = _draw_telling(sheet, 0, reading.telling)
+    if reading.twin is not None:
+        y = sheet.text(0, y + 12, TWIN, size=10, weight="bold")
+        y = _draw_telling(sheet, y + 6, reading.twin)
+    if reading.familiarity is not None:
+        sheet.text(0, y + 6, f"This picture is {reading.familiarity}.", size=9, color=FAINT)
+    return sheet.figure("A picture, an event and the story told of them")
+
+
+def _draw_telling(sheet: Sheet, top: float, telling: Telling) -> float:
+    """The picture, and beside it the event, the story and what it names."""
+    bottom = sheet.picture(0, top, telling.picture, 112)
+    known = f"the picture shows {telling.emotion}" if telling.emotion else "what it shows is not known"
+    y = sheet.text(128, top + 6, telling.event, size=10, color=FAINT)
+    y = sheet.text(128, y + 4, telling.story, marks=telling.words, size=12)
+    names = f"{known}; the story names {', '.join(telling.named) or 'no emotion'}"
+    return max(bottom, sheet.text(128, y + 4, names, size=9, color=FAINT))
 
 
 def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
@@ -38,20 +60,19 @@ def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
     controls: dict[str, widgets.Widget] = {
         "emotion": widgets.Dropdown(options=list(scenes), value=next(iter(scenes)), description="picture"),
         "intensity": widgets.FloatSlider(value=0.9, min=0, max=1, step=0.05, continuous_update=False, description="intensity"),
-        "event": widgets.Combobox(
-            value=EVENT, options=EVENTS, continuous_update=False, description="event", ensure_option=False, layout=_WIDE
-        ),
         "own": widgets.FileUpload(accept="image/*", multiple=False, description="own picture"),
+        "event": widgets.Combobox(value=EVENT, options=EVENTS, continuous_update=False, description="event", ensure_option=False),
     }
 
     controls["emotion"].observe(lambda _: setattr(controls["own"], "value", ()), names="value")
 
-    def show(emotion: str, intensity: float, event: str, own: tuple) -> str:
+    @lru_cache(maxsize=64)
+    def reading(emotion: str, intensity: float, own: tuple, event: str) -> Reading:
         picture = _uploaded(own) if own else with_intensity(scenes[emotion], intensity)
-        return compute(vlm, picture, event)
+        return read(vlm, picture, event)
 
-    layout = widgets.VBox([widgets.HBox([controls["emotion"], controls["intensity"], controls["own"]]), controls["event"]])
-    return Panel(controls, show, layout)
+    layout = arranged(controls, wide=("event",))
+    return Panel(controls, lambda **values: compute(reading(**values)), layout, draw=lambda **values: draw(reading(**values)))
 
 
 def _uploaded(own: tuple) -> Image.Image:

@@ -20,15 +20,17 @@ from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, Prompt
-from emointerp.plots import COLORS
+from emointerp.plots import COLORS, ShownFigure
 from emointerp.start_here import EVENT
 from emointerp.steering import MAX_COST
 from emointerp.tracing import perplexity, sweep
-from emointerp.widgets.panel import Panel, clear_scenes
+from emointerp.widgets.drawing import FAINT, INK, Sheet, cell_colors
+from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.start_here import EVENTS
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NONE = "none"
+WARN = ' class="warning"'
 LIMIT = 1.5 * MAX_COST  # the emotional picture's own story is about 1.5 times as perplexing as that of its neutral twin
 _GRAY, _WARNING = "#8A8F98", "#D55E00"
 
@@ -113,18 +115,25 @@ class SteeringPanel(Panel):
         )
         cells = [(at, a) for at in reversed(range(directions.n_layers)) for a in alphas]
 
-        def view(picture: str, emotion: str, versus: str, layer: int, alpha: float, event: str, grid: bool) -> str:
+        def found(
+            picture: str, emotion: str, versus: str, layer: int, alpha: float, event: str, grid: bool
+        ) -> tuple[Shown, list[Story], list[tuple[list[Story], Push]]]:
             pushes = _pushes(emotion, versus, layer, alpha)
-            html = stories_html(shown(picture, event), self._stories(picture, event, pushes), wheels)
-            for push in pushes if grid else ():
-                every = self._stories(picture, event, tuple(Push(push.emotion, *cell) for cell in cells))
-                html += grid_html(every[1:], push)
-            return html + (_LEGEND if grid else "")
+            stories = self._stories(picture, event, pushes)
+            every = [
+                (self._stories(picture, event, tuple(Push(push.emotion, *cell) for cell in cells))[1:], push)
+                for push in pushes * grid
+            ]
+            return shown(picture, event), stories, every
+
+        def view(**values: Any) -> str:
+            one, stories, every = found(**values)
+            grids = "".join(grid_html(*grid) for grid in every)
+            return stories_html(one, stories, wheels) + grids + (_LEGEND if every else "")
 
         controls = _controls(pictures, directions, event, layer, alpha, max(alphas))
-        rows = (("picture", "emotion", "versus"), ("layer", "alpha", "grid"), ("event",))
-        layout = widgets.VBox([widgets.HBox([controls[name] for name in row]) for row in rows])
-        super().__init__(controls, view, layout)
+        layout = arranged(controls, wide=("event",))
+        super().__init__(controls, view, layout, draw=lambda **values: draw(*found(**values), wheels))
 
     @property
     def stories(self) -> list[Story]:
@@ -143,10 +152,8 @@ def _controls(
         "versus": widgets.Dropdown(options=(NONE, *directions.emotions), description="versus"),
         "layer": widgets.IntSlider(layer, 0, directions.n_layers - 1, continuous_update=False, description="layer"),
         "alpha": widgets.FloatSlider(value=alpha, min=0, max=most, step=0.05, continuous_update=False, description="alpha"),
-        "grid": widgets.ToggleButton(value=False, description="grid", tooltip="the stories of all layers and strengths"),
-        "event": widgets.Combobox(
-            value=event, options=EVENTS, continuous_update=False, description="event", layout=widgets.Layout(width="46em")
-        ),
+        "grid": widgets.Checkbox(value=False, description="grid of all layers and alphas"),
+        "event": widgets.Combobox(value=event, options=EVENTS, continuous_update=False, description="event"),
     }
 
 
@@ -157,40 +164,47 @@ def _pushes(emotion: str, versus: str, layer: int, alpha: float) -> tuple[Push, 
 def stories_html(shown: Shown, stories: Sequence[Story], wheels: WheelsLike = None) -> str:
     """The picture, the event and the stories, emotion words in their colours, each pushed one with its figures."""
     return (
-        '<div style="display:flex;gap:1.2em;align-items:flex-start;margin:.4em 0;line-height:1.4">'
-        f'<img src="{shown.picture}" width="150" style="border-radius:6px" alt="the picture"/>'
-        f'<div style="flex:1;max-width:58em"><div style="opacity:.75">{escape(shown.event)}</div>'
+        f'<div class="beside"><img src="{shown.picture}" width="150" alt="the picture"/>'
+        f'<div class="rest"><div class="muted">{escape(shown.event)}</div>'
         f"{''.join(_story(story, wheels) for story in stories)}</div></div>"
     )
 
 
 def _story(story: Story, wheels: WheelsLike) -> str:
     text = marked(story.text, extract(story.text, wheels)) or "<i>nothing was said</i>"
-    if story.push is None:
-        told = f"no push: the story names <b>{escape(', '.join(story.named) or 'no emotion')}</b>"
-    else:
-        told = f"towards <b>{escape(story.push.emotion)}</b>, alpha {story.push.alpha:g} after layer {story.push.layer}"
+    lead, name, end = _told(story)
     return (
-        '<div style="border-top:1px solid #8a8f9855;margin-top:.5em;padding-top:.4em">'
-        f'<small style="opacity:.75">{told}</small>'
-        '<div style="display:flex;flex-wrap:wrap;gap:.3em 1.5em;align-items:flex-start">'
-        f'<div style="flex:1 1 24em;font-size:1.1em;overflow-wrap:anywhere">{text}</div>{_figures(story)}</div></div>'
+        f'<div class="ruled"><small class="muted">{lead}<b>{escape(name)}</b>{end}</small>'
+        f'<div class="columns"><div class="narrow story">{text}</div>{_figures(story)}</div></div>'
     )
 
 
-def _figures(story: Story) -> str:
+def _told(story: Story) -> tuple[str, str, str]:
+    """What a story was pushed towards, or what it names; the emotion in the middle."""
     if story.push is None:
-        return ""
+        return "no push: the story names ", ", ".join(story.named) or "no emotion", ""
+    return "towards ", story.push.emotion, f", alpha {story.push.alpha:g} after layer {story.push.layer}"
+
+
+def _figures(story: Story) -> str:
+    cells = "".join(
+        f"<span>{escape(name)}</span>{_bar(share, color)}<span{WARN * warns}>{escape(said)}</span>"
+        for name, share, color, said, warns in _rows(story)
+    )
+    return cells and f'<div class="figures bars">{cells}</div>'
+
+
+def _rows(story: Story) -> list[tuple[str, float, str, str, bool]]:
+    """Of a pushed story: a name, a bar's share and colour, words, and whether they are a warning."""
+    if story.push is None:
+        return []
     own, costly = COLORS.get(story.push.emotion, _GRAY), story.cost > LIMIT
-    rows = [
-        (f"names {escape(story.push.emotion)}", story.hit, own, f"in {story.hit:.0%} of the wheels"),
-        ("names others", float(bool(story.others)), _WARNING, escape(", ".join(story.others)) or "none"),
-        ("perplexity", _share(story.cost), _WARNING if costly else _GRAY, _times(story.cost)),
-        ("length of the push", min(story.shift, 1.0), _GRAY, f"{story.shift:.0%} of the residual stream's"),
+    return [
+        (f"names {story.push.emotion}", story.hit, own, f"in {story.hit:.0%} of the wheels", False),
+        ("names others", float(bool(story.others)), _WARNING, ", ".join(story.others) or "none", False),
+        ("perplexity", _share(story.cost), _WARNING if costly else _GRAY, _times(story.cost), costly),
+        ("length of the push", min(story.shift, 1.0), _GRAY, f"{story.shift:.0%} of the residual stream's", False),
     ]
-    cells = "".join(f"<span>{name}</span>{_bar(share, color)}<span>{said}</span>" for name, share, color, said in rows)
-    style = "display:grid;grid-template-columns:auto 5em auto;gap:0 .7em;align-items:center;font-size:.85em;white-space:nowrap"
-    return f'<div style="{style}">{cells}</div>'
 
 
 def _share(cost: float) -> float:
@@ -208,49 +222,114 @@ def _times(cost: float) -> str:
 
 
 def _bar(share: float, color: str) -> str:
-    return (
-        f'<span style="height:.6em;background:{_GRAY}33;border-radius:3px;overflow:hidden">'
-        f'<span style="display:block;width:{share:.0%};height:100%;background:{color}"></span></span>'
-    )
+    return f'<span class="track"><span style="width:{share:.0%};background:{color}"></span></span>'
 
 
-_LEGEND = (
-    '<small style="display:block;line-height:1.4;opacity:.75">A cell says what the story names; it is pale where the story is more '
-    f"than {LIMIT:g} times as perplexing as the one without a push. Outlined: the sliders. Its story is under the mouse.</small>"
+_SAID = (
+    f"A cell says what the story names; it is pale where the story is more than {LIMIT:g} times as perplexing as the one without a "
+    "push. Outlined: the sliders."
 )
+_LEGEND = f'<small class="muted note">{_SAID} Its story is under the mouse.</small>'
+
+
+def _table(
+    stories: Sequence[Story], here: Push
+) -> tuple[dict[tuple[int, float], Story], list[float], list[int], tuple[int, float]]:
+    """Stories by layer and alpha, the alphas, the layers from the last, and the cell nearest to `here`, where there is a push."""
+    cells = {story.push[1:]: story for story in stories}
+    alphas, layers = sorted({alpha for _, alpha in cells}), sorted({layer for layer, _ in cells}, reverse=True)
+    nearest = min(alphas, key=lambda alpha: abs(alpha - here.alpha))
+    return cells, alphas, layers, (here.layer if here.alpha > 0 else -1, nearest)
 
 
 def grid_html(stories: Sequence[Story], here: Push) -> str:
     """A table of stories over alpha and layer, coloured by what they name; the cell nearest to `here` is outlined."""
-    cells = {story.push[1:]: story for story in stories}
-    alphas = sorted({alpha for _, alpha in cells})
-    nearest = min(alphas, key=lambda alpha: abs(alpha - here.alpha))
+    cells, alphas, layers, chosen = _table(stories, here)
     rows = "".join(
-        f'<tr><th style="{_HEAD}">layer {layer}</th>'
-        + "".join(_cell(cells[layer, alpha], here.alpha > 0 and (here.layer, nearest) == (layer, alpha)) for alpha in alphas)
-        + "</tr>"
-        for layer in sorted({layer for layer, _ in cells}, reverse=True)
+        f'<tr><th scope="row">layer {at}</th>{"".join(_cell(cells[at, alpha], chosen == (at, alpha)) for alpha in alphas)}</tr>'
+        for at in layers
     )
-    foot = "".join(f'<th style="{_HEAD}">{alpha:g}</th>' for alpha in alphas)
+    foot = "".join(f'<th scope="col">{alpha:g}</th>' for alpha in alphas)
     return (
-        '<table style="border-collapse:separate;border-spacing:2px;margin:.6em 0;font-size:.85em;line-height:1.5">'
-        f'<caption style="text-align:left">Stories towards <b>{escape(here.emotion)}</b></caption>'
-        f'{rows}<tr><th style="{_HEAD}">alpha</th>{foot}</tr></table>'
+        f'<div class="scroll"><table class="cells"><caption>Stories towards <b>{escape(here.emotion)}</b></caption>'
+        f'{rows}<tr><th scope="row">alpha</th>{foot}</tr></table></div>'
     )
-
-
-_HEAD = "font-weight:normal;opacity:.75;text-align:center;padding:0 .5em;white-space:nowrap"
 
 
 def _cell(story: Story, chosen: bool) -> str:
-    pale = story.cost > LIMIT
-    colors = [f"{COLORS.get(name, _GRAY)}{'26' if pale else '99'}" for name in story.named] or [f"{_GRAY}1a"]
+    """What a story names on its colours: over white, so that black reads well on them in every theme; pale ones over the page."""
+    full = bool(story.named) and not story.cost > LIMIT
+    colors = cell_colors(story.named) if full else [f"{COLORS.get(name, _GRAY)}26" for name in story.named] or [f"{_GRAY}1a"]
     ends = [f"{color} {100 * i / len(colors):.0f}% {100 * (i + 1) / len(colors):.0f}%" for i, color in enumerate(colors)]
-    style = f"background:linear-gradient(90deg,{','.join(ends)});min-width:5.2em;text-align:center;padding:0 .3em;border-radius:3px"
-    style += ";outline:2px solid currentColor" if chosen else ""
-    first = escape(story.named[0]) + (f" +{len(story.named) - 1}" if len(story.named) > 1 else "") if story.named else "·"
+    classes = " ".join(["full" if full else "pale"] + ["here"] * chosen)
     said = f"layer {story.push.layer}, alpha {story.push.alpha:g}, perplexity {_times(story.cost)}: {story.text}"
-    return f'<td style="{style}" title="{escape(said)}"><span style="opacity:{0.5 if pale else 1}">{first}</span></td>'
+    background = f"background:linear-gradient(90deg,{','.join(ends)})"
+    return f'<td class="{classes}" style="{background}" title="{escape(said)}"><span>{escape(_first(story))}</span></td>'
+
+
+def _first(story: Story) -> str:
+    """What a story names first, and how much more."""
+    more = f" +{len(story.named) - 1}" if len(story.named) > 1 else ""
+    return f"{story.named[0]}{more}" if story.named else "·"
+
+
+# the figure
+
+
+def draw(
+    shown: Shown, stories: Sequence[Story], grids: Sequence[tuple[Sequence[Story], Push]], wheels: WheelsLike = None
+) -> ShownFigure:
+    """All that the panel shows as a figure."""
+    sheet = Sheet(660)
+    bottom = sheet.picture(0, 0, shown.prompt.image, 116)
+    y = sheet.text(132, 0, shown.event, size=10, color=FAINT)
+    for story in stories:
+        y = _draw_story(sheet, 132, y, story, wheels)
+    y = max(y, bottom)
+    for grid, here in grids:
+        y = _draw_grid(sheet, y + 12, grid, here)
+    if grids:
+        sheet.text(0, y + 4, _SAID, size=8, color=FAINT)
+    return sheet.figure("A story and what pushes make of it")
+
+
+def _draw_story(sheet: Sheet, x: float, y: float, story: Story, wheels: WheelsLike) -> float:
+    """A story, and beside it its figures."""
+    y = sheet.text(x, sheet.rule(x, y, sheet.width - x), "".join(_told(story)), size=9, color=FAINT) + 2
+    words = extract(story.text, wheels)
+    below = sheet.text(x, y, story.text or "nothing was said", 250 if story.push else None, marks=words, size=11)
+    for name, share, color, said, warns in _rows(story):
+        sheet.text(x + 266, y, name, size=8)
+        sheet.bar(x + 350, y + 3, 40, share, color)
+        y = sheet.text(x + 396, y, said, size=8, weight="bold" if warns else "normal")
+    return max(below, y)
+
+
+def _draw_grid(sheet: Sheet, y: float, stories: Sequence[Story], here: Push) -> float:
+    """The table of stories over alpha and layer."""
+    cells, alphas, layers, chosen = _table(stories, here)
+    wide, y = min(78.0, (sheet.width - 60) / len(alphas)), sheet.text(0, y, f"Stories towards {here.emotion}", weight="bold") + 3
+    for layer in layers:
+        sheet.text(0, y + 1, f"layer {layer}", size=8, color=FAINT)
+        for i, alpha in enumerate(alphas):
+            _draw_cell(sheet, 50 + i * wide, y, wide - 2, cells[layer, alpha], chosen == (layer, alpha))
+        y += 17
+    for i, alpha in enumerate(alphas):
+        sheet.text(50 + i * wide + 4, y, f"{alpha:g}", size=8, color=FAINT)
+    return sheet.text(0, y, "alpha", size=8, color=FAINT)
+
+
+def _draw_cell(sheet: Sheet, x: float, y: float, width: float, story: Story, chosen: bool) -> None:
+    pale = story.cost > LIMIT
+    colors = cell_colors(story.named, pale)
+    for i, color in enumerate(colors):
+        sheet.box(x + i * width / len(colors), y, width / len(colors), 15, color)
+    if chosen:
+        sheet.box(x, y, width, 15, "none", INK, 1.6)
+    sheet.text(x + 4, y + 1.5, _first(story), width, size=8, color=FAINT if pale else INK)
+
+
+# how it is called
 
 
 def steering(

@@ -66,7 +66,7 @@ class TokenStrip(Tinted):
         if chip.first <= self.selected <= chip.last:
             style += ";outline:3px solid #d55e00"
         parts = re.split(f"([{''.join(MARKS.values())}]+)", chip.text)  # odd ones are marks
-        text = "".join(f'<span style="opacity:.5">{p}</span>' if i % 2 else escape(p) for i, p in enumerate(parts))
+        text = "".join(f'<span style="opacity:.75">{p}</span>' if i % 2 else escape(p) for i, p in enumerate(parts))
         tag = f'<small style="opacity:.75;margin:0 4px">{escape(chip.tag)}</small>' if chip.tag else ""
         return f'<div style="white-space:nowrap">{tag}<span title="{escape(chip.hint)}" style="{style}">{text}</span></div>'
 

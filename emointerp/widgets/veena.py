@@ -23,13 +23,16 @@ from emointerp.lens import Words
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons
+from emointerp.plots import ShownFigure
 from emointerp.start_here import conflict_intensities
 from emointerp.tracing import Edit, perplexity
 from emointerp.veena import Place, Veena, confidence
-from emointerp.widgets.panel import SEED, Panel
+from emointerp.widgets.drawing import FAINT, Sheet
+from emointerp.widgets.panel import SEED, Panel, arranged
 from emointerp.widgets.start_here import EVENTS
 from emointerp.world import SPLITS, Scene, loaded_events, sample
 
+WARN = ' class="warning"'
 BETAS, GAMMAS = (1.0, 64.0), (1.0, 3.0)  # where the sliders end
 HEADS = 10  # heads at the start
 LIMIT = 1.5  # a story that is so many times as perplexing stands out; the limit of `veena.fit`
@@ -191,9 +194,11 @@ class VeenaPanel(Panel):
             one, every = self._read(picture, event, cases, Strengths(**strengths))
             return mended_html(one, wheels) + (cases_html(every, wheels) if every else "")
 
+        def figure(picture: str, event: str, cases: bool, **strengths: Any) -> ShownFigure:
+            return draw(*self._read(picture, event, cases, Strengths(**strengths)), wheels)
+
         controls = _controls(pictures, event, start, len(heads), len(whole.neurons))
-        rows = (("picture", "adaptive", "cases"), ("heads", "beta"), ("neurons", "gamma"), ("event",))
-        super().__init__(controls, view, widgets.VBox([widgets.HBox([controls[name] for name in row]) for row in rows]))
+        super().__init__(controls, view, arranged(controls, wide=("event",)), draw=figure)
 
     @property
     def mended(self) -> Mended:
@@ -234,17 +239,21 @@ def _controls(pictures: Mapping[str, Any], event: str, start: Strengths, n_heads
     late: dict[str, Any] = {"continuous_update": False}
     return {
         "picture": widgets.Dropdown(options=list(pictures), description="picture"),
-        "event": widgets.Combobox(value=event, options=EVENTS, description="event", layout=widgets.Layout(width="46em"), **late),
+        "heads": widgets.IntSlider(start.heads, 0, n_heads, description="heads", **late),
         "beta": widgets.FloatLogSlider(
             value=start.beta, base=2, min=low, max=high, step=0.25, readout_format=".3g", description="beta", **late
         ),
-        "gamma": widgets.FloatSlider(value=start.gamma, min=GAMMAS[0], max=GAMMAS[1], step=0.1, description="gamma", **late),
-        "heads": widgets.IntSlider(start.heads, 0, n_heads, description="heads", **late),
         "neurons": widgets.IntSlider(start.neurons, 0, n_neurons, description="neurons", **late),
-        "adaptive": widgets.ToggleButton(
-            value=False, description="adaptive", tooltip="strengths by the model's confidence in each picture"
+        "gamma": widgets.FloatSlider(value=start.gamma, min=GAMMAS[0], max=GAMMAS[1], step=0.1, description="gamma", **late),
+        "adaptive": widgets.Checkbox(
+            value=False,
+            description="adaptive strengths",
+            tooltip="strengths by the model's confidence in each picture",
         ),
-        "cases": widgets.ToggleButton(value=False, description="case study", tooltip="the same event beside all pictures"),
+        "cases": widgets.Checkbox(
+            value=False, description="case study: all pictures", tooltip="the same event beside all pictures"
+        ),
+        "event": widgets.Combobox(value=event, options=EVENTS, description="event", **late),
     }
 
 
@@ -256,17 +265,15 @@ def mended_html(mended: Mended, wheels: WheelsLike = None) -> str:
     shown = mended.shown
     sides = (("without VEENA", mended.before, ""), ("with VEENA", mended.after, _figures(mended)))
     return (
-        '<div style="display:flex;gap:1.2em;align-items:flex-start;margin:.4em 0;line-height:1.4">'
-        f'<img src="{shown.picture}" width="150" style="border-radius:6px" alt="the picture"/>'
-        f'<div style="flex:1;max-width:64em">{_asked(shown)}'
-        '<div style="display:flex;flex-wrap:wrap;gap:.6em 2em;margin-top:.5em">'
-        f"{''.join(_side(*side, wheels, shown) for side in sides)}</div></div></div>"
+        f'<div class="beside"><img src="{shown.picture}" width="150" alt="the picture"/>'
+        f'<div class="rest">{_asked(shown)}'
+        f'<div class="columns">{"".join(_side(*side, wheels, shown) for side in sides)}</div></div></div>'
     )
 
 
 def _asked(shown: Shown) -> str:
     shows = f"the picture shows <b>{escape(shown.shows)}</b>" if shown.shows else "what the picture shows is not known"
-    return f'<div>{escape(shown.event)}</div><small style="opacity:.75">{shows}{_hint(shown, "; ")}</small>'
+    return f'<div>{escape(shown.event)}</div><small class="muted">{shows}{_hint(shown, "; ")}</small>'
 
 
 def _hint(shown: Shown, before: str) -> str:
@@ -275,10 +282,9 @@ def _hint(shown: Shown, before: str) -> str:
 
 def _side(title: str, story: Story, figures: str, wheels: WheelsLike, shown: Shown) -> str:
     return (
-        '<div style="flex:1 1 20em;border-top:1px solid #8a8f9855;padding-top:.3em">'
-        f'<small style="opacity:.75">{title}</small>'
-        f'<div style="font-size:1.1em;overflow-wrap:anywhere">{_text(story, wheels)}</div>'
-        f'<div style="margin-top:.3em">{_names(story, shown)}</div>{figures}</div>'
+        f'<div class="narrow ruled"><small class="muted">{title}</small>'
+        f'<div class="story">{_text(story, wheels)}</div>'
+        f"<div>{_names(story, shown)}</div>{figures}</div>"
     )
 
 
@@ -288,9 +294,12 @@ def _text(story: Story, wheels: WheelsLike) -> str:
 
 def _names(story: Story, shown: Shown) -> str:
     """What a story names, and whether picture or event explain it."""
-    color, why = _outcome(story, shown)
-    said = escape(", ".join(story.named) or "no emotion")
+    (color, why), said = _outcome(story, shown), escape(_said(story))
     return f'<span style="color:{color}">●</span> names <b>{said}</b>{why and f", {why}"}'
+
+
+def _said(story: Story) -> str:
+    return ", ".join(story.named) or "no emotion"
 
 
 def _outcome(story: Story, shown: Shown) -> tuple[str, str]:
@@ -303,15 +312,17 @@ def _outcome(story: Story, shown: Shown) -> tuple[str, str]:
 
 def _figures(mended: Mended) -> str:
     """Perplexity and strengths; the model's confidence where they follow it."""
+    cells = "".join(f'<span class="muted">{name}</span><span{WARN * costly}>{said}</span>' for name, said, costly in _rows(mended))
+    return f'<div class="figures">{cells}</div>'
+
+
+def _rows(mended: Mended) -> list[tuple[str, str, bool]]:
+    """What a story cost: a name, words, and whether they are a warning."""
     rows = [("perplexity", _times(mended.cost), mended.cost > LIMIT), ("scaled", _scaled(mended.value), False)]
     if mended.sure is not None:
         said = f"{mended.sure.sure:.2f} (mass of emotion words {mended.sure.mass:.2f}): {_share(mended):.0%} of the full strength"
         rows.insert(1, ("confidence", said, False))
-    cells = "".join(
-        f'<span style="opacity:.75">{name}</span><span style="{_WARNING * costly}">{said}</span>' for name, said, costly in rows
-    )
-    style = "display:grid;grid-template-columns:auto 1fr;gap:0 .8em;font-size:.85em;margin-top:.3em"
-    return f'<div style="{style}">{cells}</div>'
+    return rows
 
 
 def _share(mended: Mended) -> float:
@@ -348,19 +359,20 @@ def _counted(n: int, what: str) -> str:
 def cases_html(cases: Sequence[Mended], wheels: WheelsLike = None) -> str:
     """A table of all pictures beside one event: what each shows, and the stories before and after."""
     adapted = any(case.sure is not None for case in cases)
-    columns = ["", "shows", "without VEENA", "with VEENA", "perplexity", *["strength"] * adapted]
-    head = "".join(f'<th style="{_CELL};font-weight:normal;opacity:.75">{name}</th>' for name in columns)
+    head = "".join(f'<th scope="col">{name}</th>' for name in _columns(adapted))
     return (
-        '<div style="margin-top:.8em;border-bottom:1px solid #8a8f9855"><b>One event, several pictures</b> '
-        f'<span style="opacity:.75">{escape(cases[0].shown.event)}{_hint(cases[0].shown, " – ")}</span></div>'
-        f'<table style="border-collapse:collapse;line-height:1.35"><tr>{head}</tr>'
-        f"{''.join(_case(case, adapted, wheels) for case in cases)}</table>"
-        f'<small style="opacity:.75">{_count(cases)}So few pictures are examples, not rates.</small>'
+        f'<div class="heading" style="margin-top:.8em"><b>{CASES}</b> '
+        f'<span class="muted">{escape(cases[0].shown.event)}{_hint(cases[0].shown, " – ")}</span></div>'
+        f'<div class="scroll"><table class="plain"><tr>{head}</tr>{"".join(_case(case, adapted, wheels) for case in cases)}</table>'
+        f'</div><small class="muted note">{_count(cases)}{FEW}</small>'
     )
 
 
-_WARNING = "color:#D55E00"
-_CELL = "text-align:left;padding:.25em .9em .25em 0;vertical-align:top;background:none;white-space:normal"
+CASES, FEW = "One event, several pictures", "So few pictures are examples, not rates."
+
+
+def _columns(adapted: bool) -> list[str]:
+    return ["", "shows", "without VEENA", "with VEENA", "perplexity", *["strength"] * adapted]
 
 
 def _count(cases: Sequence[Mended]) -> str:
@@ -371,15 +383,69 @@ def _count(cases: Sequence[Mended]) -> str:
 
 
 def _case(case: Mended, adapted: bool, wheels: WheelsLike) -> str:
-    image = f'<img src="{case.shown.picture}" width="56" style="border-radius:4px" alt="{escape(case.shown.name)}"/>'
+    image = f'<img src="{case.shown.picture}" width="56" alt="{escape(case.shown.name)}"/>'
     stories = [
-        f'<div style="max-width:26em;overflow-wrap:anywhere">{_text(story, wheels)}</div><small>{_names(story, case.shown)}</small>'
+        f'<div style="max-width:26em" class="story">{_text(story, wheels)}</div><small>{_names(story, case.shown)}</small>'
         for story in (case.before, case.after)
     ]
+    cells = [image, escape(case.shown.shows or "not known"), *stories, *_costs(case, adapted)]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _costs(case: Mended, adapted: bool) -> list[str]:
+    """The cost of a case and, where strengths are adapted, its share of the full strength."""
     cost = "" if math.isnan(case.cost) else f"{case.cost:,.1f} ×"
-    share = [f"{_share(case):.0%}" if case.sure is not None else ""] * adapted
-    cells = [image, escape(case.shown.shows or "not known"), *stories, cost, *share]
-    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+    return [cost, *[f"{_share(case):.0%}" if case.sure is not None else ""] * adapted]
+
+
+# the figure
+
+
+def draw(mended: Mended, cases: Sequence[Mended], wheels: WheelsLike = None) -> ShownFigure:
+    """All that the panel shows as a figure."""
+    sheet, shown = Sheet(660), mended.shown
+    bottom = sheet.picture(0, 0, shown.prompt.image, 116)
+    known = f"the picture shows {shown.shows}" if shown.shows else "what the picture shows is not known"
+    y = sheet.text(132, 0, shown.event, size=10)
+    y = sheet.text(132, y, known + (f"; the event suggests {shown.suggests}" if shown.suggests else ""), size=9, color=FAINT)
+    left = _draw_side(sheet, 132, y, 250, "without VEENA", mended.before, shown, wheels)
+    right = _draw_side(sheet, 400, y, 258, "with VEENA", mended.after, shown, wheels)
+    for name, said, costly in _rows(mended):
+        sheet.text(400, right, name, size=8, color=FAINT)
+        right = sheet.text(456, right, said, 200, size=8, weight="bold" if costly else "normal")
+    if cases:
+        _draw_cases(sheet, max(bottom, left, right) + 14, cases, wheels)
+    return sheet.figure("A story before and after VEENA")
+
+
+def _draw_side(
+    sheet: Sheet, x: float, y: float, width: float, title: str, story: Story, shown: Shown, wheels: WheelsLike, size: float = 11
+) -> float:
+    """A story and what it names."""
+    if title:
+        y = sheet.text(x, sheet.rule(x, y, width), title, size=9, color=FAINT) + 2
+    y = sheet.text(x, y, story.text or "nothing was said", width, marks=extract(story.text, wheels), size=size) + 2
+    color, why = _outcome(story, shown)
+    sheet.text(x, y, "●", size=8, color=color)
+    return sheet.text(x + 11, y, f"names {_said(story)}{why and f', {why}'}", width - 11, size=8) + 2
+
+
+def _draw_cases(sheet: Sheet, y: float, cases: Sequence[Mended], wheels: WheelsLike) -> float:
+    """The table of all pictures beside one event."""
+    adapted, places = any(case.sure is not None for case in cases), (0, 54, 120, 342, 566, 622)
+    y = sheet.text(0, y, CASES, weight="bold")
+    y = sheet.text(0, y, cases[0].shown.event, size=9, color=FAINT) + 2
+    for x, name in zip(places, _columns(adapted), strict=False):
+        sheet.text(x, y, name, size=8, color=FAINT)
+    y += 16
+    for case in cases:
+        ends = [sheet.picture(0, y, case.shown.prompt.image, 44), sheet.text(54, y, case.shown.shows or "not known", 62, size=9)]
+        for x, story in ((120, case.before), (342, case.after)):
+            ends.append(_draw_side(sheet, x, y, 208, "", story, case.shown, wheels, size=9))
+        for x, said in zip(places[4:], _costs(case, adapted), strict=False):
+            sheet.text(x, y, said, size=9)
+        y = max(ends) + 6
+    return sheet.text(0, y, f"{_count(cases)}{FEW}", size=8, color=FAINT)
 
 
 # how it is called

@@ -4,11 +4,14 @@ Models beside plain hooks, TransformerLens and nnsight; the SAE beside the dense
 SmoothGrad beside Captum and the loop; a gallery beside a scan in memory.
 
     python tests/benchmarks/run.py [--only NAME ...] [--model NAME ...] [--seconds N] [--pairs N] [--json FILE]
+    python tests/benchmarks/run.py --panels [NAME ...] [--json FILE]
 
 A row a case and peer: median seconds of ours and of the peer's, in turns within one run; `ratio`, how many times as long the peer
 takes; `difference`, the largest absolute difference of their numbers (for texts, 1 if any differs); `cells timed`, where a loop
 was timed on a sample and scaled; `peak MiB` and `peer MiB`, what ours and (in some cases) the peer took beside what was in memory
 before; `budget MiB`, what ours was allowed.
+
+With --panels: how long the notebooks' panels take to answer, in milliseconds (`panels.py`).
 """
 
 import argparse
@@ -19,6 +22,7 @@ from typing import Any
 
 import cases
 import gallery
+import panels
 import sae_cases
 import saliency_cases
 from case import Section, measured, shown
@@ -43,8 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--pairs", type=int, help="pictures that are steered in alpha-layer; 64 is the full table, and takes minutes"
     )
+    every = [*panels.PANELS, panels.EXPLORER]
+    parser.add_argument(
+        "--panels", nargs="*", choices=every, metavar="NAME", help=f"time panels: {', '.join(every)}; by default all"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     given = parser.parse_args(arguments)
+    if given.panels is not None:
+        return panels.main(given.panels, given.json)
     rows = [row for section in SECTIONS for row in _rows(section, given)]
     print(shown(rows) if rows else "Nothing to measure: none of these cases is measured on such a model.")
     if given.json:
