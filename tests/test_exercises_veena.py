@@ -167,10 +167,10 @@ def test_the_sets_of_the_controls_are_those_of_the_harness():
 def test_a_gain_that_goes_away_in_every_control_is_the_pictures():
     verdict = exercise.whose_gain(WHICH, True, gains())
     assert (
-        verdict
-        and "Every doubt is answered (with the picture and these heads +23.0 [+18.0, +28.0] points; blank" in verdict.message
+        verdict and "control wins for sure (with the picture and these heads +23.0 [+18.0, +28.0] points; blank" in verdict.message
     )
-    assert says(exercise.whose_gain(WHICH, False, gains()), "in every control the gain is gone or clearly smaller")
+    assert says(exercise.whose_gain(WHICH, False, gains()), "no control wins anything that is sure")
+    assert exercise.whose_gain(WHICH, True, gains(blank=0.05)), "an interval that begins at 0 is not above it"
     renamed = gains().rename(index={"VEENA": "VEE, β = 8", "random heads": "VEE, random"})
     assert exercise.whose_gain(WHICH, np.bool_(True), renamed, "VEE, β = 8", "VEE, random")
 
@@ -178,17 +178,23 @@ def test_a_gain_that_goes_away_in_every_control_is_the_pictures():
 @pytest.mark.parametrize(
     ("frame", "doubt"),
     [
-        (gains(blank=0.2), "need no picture"),
-        (gains(shuffled=0.14), "its colours would do"),
-        (gains(swapped=0.3), "not what this one shows"),
-        (gains(random=0.13), "the place does not matter"),
-        (gains(own=0.04, blank=-0.3, shuffled=-0.3, swapped=-0.3, random=-0.3), "need no picture"),
+        (gains(blank=0.2), "needs no picture"),
+        (gains(shuffled=0.14), "needs the picture's colours"),
+        (gains(swapped=0.3), "whatever this one shows"),
+        (gains(random=0.13), "as much attention from any heads"),
+        (gains(own=0.5, random=0.1), "as much attention from any heads"),  # less than its own for sure, and not nothing
     ],
 )
 def test_one_doubt_left_is_enough(frame, doubt):
     verdict = exercise.whose_gain(WHICH, False, frame)
-    assert verdict and "The doubt remains that" in verdict.message and doubt in verdict.message
-    assert says(exercise.whose_gain(WHICH, True, frame), "not below. One doubt left is enough")
+    assert verdict and "The claim falls: a part of the gain" in verdict.message and doubt in verdict.message
+    assert says(exercise.whose_gain(WHICH, True, frame), "a control wins, its whole interval above 0. One is enough")
+
+
+def test_without_a_sure_gain_there_is_nothing_to_claim():
+    frame = gains(own=0.04, blank=-0.3, shuffled=-0.3, swapped=-0.3, random=-0.3)
+    assert "no sure gain to claim" in exercise.whose_gain(WHICH, False, frame).message and exercise.whose_gain(WHICH, False, frame)
+    assert says(exercise.whose_gain(WHICH, True, frame), "no sure gain to claim")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,7 @@ def test_one_doubt_left_is_enough(frame, doubt):
         (list(WHICH), True, "this is a list"),
         (WHICH | {"any heads": "noise"}, True, "'noise' is no control; there are 'blank', 'shuffled', 'swapped', 'random heads'"),
         (WHICH | {"no picture": "swapped"}, True, "'swapped' keeps a whole picture, but it is that of another item"),
-        (WHICH | {"any heads": "blank"}, True, "“any heads” means: as much attention from any heads would do the same"),
+        (WHICH | {"any heads": "blank"}, True, "“any heads” means: a part of the gain comes with as much attention from any heads"),
         (WHICH, None, "`stands` is still None"),
         (WHICH, "yes", "`stands` is True or False, and this is 'yes'"),
     ],

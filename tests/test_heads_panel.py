@@ -100,13 +100,13 @@ def test_boxes_lie_on_the_cells_of_the_figure():
 
 
 def test_a_click_sets_the_controls_and_is_answered_once(monkeypatch):
-    asked = []
+    asked, woken = [], MODULE.woken
 
     def counted(*args, **options):
-        asked.append(args[3:])
-        return compute(*args, **options)
+        asked.append((args[3].layer, args[3].head))
+        return woken(*args, **options)
 
-    monkeypatch.setattr(MODULE, "compute", counted)
+    monkeypatch.setattr(MODULE, "woken", counted)
     panel = panel_of()
     assert (panel.controls["layer"].value, panel.controls["head"].value) == (1, 2) and asked == [(1, 2)]  # the largest effect
     assert panel.map.selected == HEADS + 2
@@ -118,6 +118,16 @@ def test_a_click_sets_the_controls_and_is_answered_once(monkeypatch):
     panel.map.selected = 2 * HEADS + 3
     panel.map.selected = -1
     assert len(asked) == 3 and panel.reading.name == "L2H3"
+
+
+def test_what_a_head_does_is_there_before_its_neurons():
+    """The neurons take most of the time, so the view comes twice, and the picture is coloured before them."""
+    panel, seen = panel_of(), []
+    panel.view.observe(lambda change: seen.append((change["new"], panel.attention.title)), names="value")
+    panel.map.selected = 2 * HEADS + 3
+    (first, title), (last, same) = seen  # the second of the two controls asks for what is known
+    assert "What L2H3 does" in first and "reading …" in first and not neurons_shown(first)
+    assert title == same and title.startswith("L2H3 spends") and len(neurons_shown(last)) == SHOWN and "reading …" not in last
 
 
 def test_a_map_of_some_layers_has_cells_and_controls_for_these():

@@ -37,7 +37,7 @@ def test_the_slider_goes_from_dense_to_sparse_and_shows_the_model_it_names():
     assert "<b>2 features in 2 dimensions</b>, own dimension: 2." in panel.view.value
     first = panel.view.value
     slider.value = 0.05
-    assert "<b>5%</b> of the samples" in panel.view.value and "<b>5 features in 2 dimensions</b>, pentagon: 5." in panel.view.value
+    assert "in 5% of the samples" in panel.view.value and "<b>5 features in 2 dimensions</b>, pentagon: 5." in panel.view.value
     assert panel.view.value.count(">0.40</td>") == 5 and "data:image/png" in panel.view.value
     slider.value = 1.0
     assert panel.view.value == first and 'role="alert"' not in first

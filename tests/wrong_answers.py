@@ -279,7 +279,7 @@ VEENA = {
         {
             'which = which | {"no picture": "swapped", "any emotion": "blank"}': "keeps a whole picture, but it is that of",
             'which = which | {"any colours": "blank"}': "Take the control that keeps what the doubter calls enough",
-            "stands = not stands": "with the picture and these heads",
+            "stands = not stands": "a control wins, its whole interval above 0. One is enough",
         },
     ),
 }

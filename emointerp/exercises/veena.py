@@ -191,10 +191,10 @@ def _points(interval: Interval) -> str:
 # 3
 
 DOUBTS = {
-    "no picture": "the edits make emotion words likelier whatever is seen, and need no picture",
-    "any colours": "the edits need a picture, but its colours would do, with nothing in it that can be read",
-    "any emotion": "the edits make the model name some emotion of some picture, and not what this one shows",
-    "any heads": "as much attention from any heads would do the same, so the place does not matter",
+    "no picture": "a part of the gain needs no picture; the edits make emotion words likelier whatever is seen",
+    "any colours": "a part of the gain needs the picture's colours, with nothing in it that can be read",
+    "any emotion": "a part of the gain comes with any emotional picture, whatever this one shows",
+    "any heads": "a part of the gain comes with as much attention from any heads, wherever they lie",
 }
 CONTROLS = {
     "blank": ("no picture", "keeps the event and the edits, and leaves nothing to be seen"),
@@ -206,10 +206,10 @@ SETS = {"blank": BLANK, "shuffled": SHUFFLED, "swapped": SWAPPED, "random heads"
 
 
 def whose_gain(which: Any, stands: Any, frame: pd.DataFrame, method: str = "VEENA", random: str = "random heads") -> Verdict:
-    """Exercise 3: which control answers which doubt, and whether "the gain comes from the picture, at this place" stands.
+    """Exercise 3: which control answers which doubt, and whether "all of the gain comes from this picture and these heads" stands.
 
-    `which` maps each of DOUBTS to one of CONTROLS, `stands` is True or False. A doubt is answered where the whole interval of the
-    control's gain lies below that of the method's own gain on "conflict", itself above 0; one left is enough for the claim to fall.
+    `which` maps each of DOUBTS to one of CONTROLS, `stands` is True or False. The claim stands where the method's own gain on
+    "conflict" is sure, its whole interval above 0, and that of no control is. One control that wins is enough for it to fall.
 
     `frame` as in `what_it_costs`, with the sets "conflict" and, for the pictures, "conflict, blank picture" (… shuffled, swapped);
     `random` is the row of the method with random heads on "conflict".
@@ -223,18 +223,26 @@ def whose_gain(which: Any, stands: Any, frame: pd.DataFrame, method: str = "VEEN
         )
     if problem := wrong_control(which, DOUBTS, CONTROLS):
         return not_yet(problem)
-    left = {control: gain for control, gain in gains.items() if own.low <= 0 or gain.high >= own.low}
-    shown = f"with the picture and these heads {_points(own)}; {_listed(left or gains)}"
     if stands is None:
-        return not_yet("the controls are right; `stands` is still None. Does the gain go away in every control?")
+        return not_yet("the controls are right; `stands` is still None. Is the whole interval of any control above 0?")
     if not isinstance(stands, bool | np.bool_):
         return not_yet(f"the controls are right; `stands` is True or False, and this is {stands!r}.")
-    if stands and left:
-        return not_yet(f"{shown}: not below. One doubt left is enough.")
-    if not stands and not left:
-        return not_yet(f"{shown}: in every control the gain is gone or clearly smaller.")
-    doubt = f"The doubt remains that {DOUBTS[CONTROLS[next(iter(left))][0]]}" if left else "Every doubt is answered"
-    return right(f"{doubt} ({shown}).")
+    return _claimed(bool(stands), own, gains)
+
+
+def _claimed(stands: bool, own: Interval, gains: Mapping[str, Interval]) -> Verdict:
+    """Whether the claim stands, by the method's own gain and those of the controls."""
+    left = {control: gain for control, gain in gains.items() if gain.low > 0}
+    shown = f"with the picture and these heads {_points(own)}; {_listed(left or gains)}"
+    if own.low <= 0:
+        return not_yet(f"{shown}: no sure gain to claim.") if stands else right(f"There is no sure gain to claim ({shown}).")
+    if stands != (not left):
+        why = "a control wins, its whole interval above 0. One is enough" if left else "no control wins anything that is sure"
+        return not_yet(f"{shown}: {why}.")
+    if not left:
+        return right(f"No doubter's control wins for sure ({shown}). What lies below the upper ends is not ruled out.")
+    doubt = DOUBTS[CONTROLS[next(iter(left))][0]]
+    return right(f"The claim falls: {doubt} ({shown}). Whether the method wins more than the control is asked item by item.")
 
 
 def _listed(gains: Mapping[str, Interval]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from comm import DummyComm
 from jaxtyping import Float
 from matplotlib.patches import Rectangle
 
@@ -30,7 +31,7 @@ from emointerp.sources import checked_places, source_tokens
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
 from emointerp.widgets.drawing import FAINT, INK, Sheet, image_of
-from emointerp.widgets.panel import Panel, arranged, clear_scenes
+from emointerp.widgets.panel import BUSY, Panel, arranged, clear_scenes
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.token_strip import visible
 from emointerp.world import Scene
@@ -126,21 +127,52 @@ def compute(
 
     Neurons are scored at the picture's tokens, on this pair alone, by `effects.metric`.
     """
+    reading = looked(vlm, effects, shown, layer, head, words=words, answer=answer)
+    return woken(vlm, effects, shown, reading, directions=directions, words=words, answer=answer)
+
+
+def looked(
+    vlm: VLM, effects: Effects, shown: Shown, layer: int, head: int, *, words: Words = None, answer: str = "I felt"
+) -> HeadReading:
+    """What is known of a head at once: all but its neurons."""
     if (layer, head) not in effects.heads.index:
         has = "; ".join(f"{what}s {', '.join(map(str, effects.numbers(what)))}" for what in ("layer", "head"))
         raise InputError(f"The map has no head {head_name(layer, head)}; it has {has}.")
     row, emotions = effects.heads.loc[(layer, head)], effects.emotions.xs((layer, head), level=("layer", "head"))
     reading = HeadReading(layer, head, row.effect, float(row.corrected), emotions, shown.attention[layer, head])
-    twice = [shown.pair] * 2  # one pair's values are asked for; means over pairs, for which two are demanded, are not
-    options: dict[str, Any] = {"metric": effects.metric, "words": words, "answer": answer, "progress": False}
     try:
-        reading = replace(reading, source=source_tokens(vlm, twice, [(layer, head)], **options).tokens(layer, head)[0])
-        if layer == 0:
-            return replace(reading, note=f"{reading.name} is in the first layer; no neurons lie below it.")
-        below = trigger_neurons(vlm, twice, [(layer, head)], directions, k=SHOWN, at="visual", flips=1, **options)
+        found = source_tokens(vlm, [shown.pair] * 2, [(layer, head)], **_options(effects, words, answer))
+    except EmointerpError as error:
+        return replace(reading, note=str(error))
+    return replace(reading, source=found.tokens(layer, head)[0])
+
+
+def woken(
+    vlm: VLM,
+    effects: Effects,
+    shown: Shown,
+    reading: HeadReading,
+    *,
+    directions: Directions | None = None,
+    words: Words = None,
+    answer: str = "I felt",
+) -> HeadReading:
+    """The same with the neurons that move the metric most through the head, which take most of the time."""
+    if reading.note:
+        return reading
+    if reading.layer == 0:
+        return replace(reading, note=f"{reading.name} is in the first layer; no neurons lie below it.")
+    options: dict[str, Any] = {"k": SHOWN, "at": "visual", "flips": 1} | _options(effects, words, answer)
+    try:
+        below = trigger_neurons(vlm, [shown.pair] * 2, [(reading.layer, reading.head)], directions, **options)
     except EmointerpError as error:
         return replace(reading, note=str(error))
     return replace(reading, neurons=below)
+
+
+def _options(effects: Effects, words: Words, answer: str) -> dict[str, Any]:
+    """What both ask with; of a pair twice, as one pair's values are asked for, not means, for which two pairs are demanded."""
+    return {"metric": effects.metric, "words": words, "answer": answer, "progress": False}
 
 
 def clickable(effects: Effects) -> PatchGrid:
@@ -180,8 +212,11 @@ class HeadsPanel(Panel):
         words = words or {emotion: words_for(emotion) for emotion in BASIC}  # else the lexicon is read five times a click
         options: dict[str, Any] = {"directions": directions, "words": words, "answer": answer}
         self._shown = lru_cache(maxsize=32)(lambda picture: prepared(vlm, pairs[picture], answer))
+        self._look = lru_cache(maxsize=256)(
+            lambda picture, layer, head: looked(vlm, effects, self._shown(picture), layer, head, words=words, answer=answer)
+        )
         self._read = lru_cache(maxsize=256)(
-            lambda picture, layer, head: compute(vlm, effects, self._shown(picture), layer, head, **options)
+            lambda picture, *head: woken(vlm, effects, self._shown(picture), self._look(picture, *head), **options)
         )
         self._vlm, self._places, self.reading = vlm, [tuple(map(int, place)) for place in effects.heads.index], None
         self.map, self.attention, self.controls = clickable(effects), PatchGrid(width=290), _controls(pairs, effects)
@@ -191,6 +226,11 @@ class HeadsPanel(Panel):
 
         def view(picture: str, layer: int, head: int) -> str:
             return reading_html(self._read(picture, layer, head), self._shown(picture).pair, effects)
+
+        def first(picture: str, layer: int, head: int) -> str:
+            reading = self._look(picture, layer, head)
+            self._colour(self._shown(picture), reading)
+            return reading_html(replace(reading, note=reading.note or BUSY), self._shown(picture).pair, effects)
 
         def still(picture: str, layer: int, head: int) -> str:
             cell = {name: getattr(self.map, name) for name in MAP} | {"selected": self._places.index((layer, head))}
@@ -202,22 +242,25 @@ class HeadsPanel(Panel):
             return draw(effects, shown, reading, self._title(shown.prompt, reading), self._outlined(shown, reading))
 
         layout = widgets.VBox([arranged(self.controls), maps])
-        super().__init__(self.controls, view, layout, draw=figure, still=still)
+        super().__init__(self.controls, view, layout, first=first, draw=figure, still=still)
 
     def refresh(self) -> None:
-        """Compute for the present values, then colour the picture and outline the cell."""
-        super().refresh()
+        """Outline the cell, colour the picture and show what is known at once; then its neurons."""
         now = {name: control.value for name, control in self.controls.items()}
         self.map.selected = self._places.index((now["layer"], now["head"]))
+        super().refresh()
         try:
             self.reading = self._read(*now.values())
         except Exception:  # the view says what is wrong
             self.reading, self.attention.values, self.attention.title = None, [], ""
             self._outline()
-        else:
-            with self.attention.hold_trait_notifications():
-                for name, value in self._looks(self._shown(now["picture"]), self.reading).items():
-                    setattr(self.attention, name, value)
+
+    def _colour(self, shown: Shown, reading: HeadReading) -> None:
+        """The picture under the head's attention, its source token outlined."""
+        self.reading = reading
+        with self.attention.hold_trait_notifications():
+            for name, value in self._looks(shown, reading).items():
+                setattr(self.attention, name, value)
 
     def _looks(self, shown: Shown, reading: HeadReading) -> dict[str, Any]:
         """The picture under the head's attention: traits of a `PatchGrid`."""
@@ -258,8 +301,8 @@ class HeadsPanel(Panel):
 
 
 def _still(traits: Mapping[str, Any]) -> str:
-    """A grid as HTML without a script; it never comes alive."""
-    grid = PatchGrid(**traits)
+    """A grid as HTML without a script; a page never hears of it."""
+    grid = PatchGrid(**traits, comm=DummyComm())
     html = grid.static_html()
     grid.close()
     return html

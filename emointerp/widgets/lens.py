@@ -7,9 +7,11 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from comm import DummyComm
 
 from emointerp.errors import EmointerpError
 from emointerp.lens import ENTROPY, MASS, LogitLens, logit_lens
+from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM
 from emointerp.plots import ShownFigure
 from emointerp.start_here import EVENT
@@ -59,9 +61,10 @@ def tokens(lens: LogitLens) -> dict[str, list[str]]:
 
 
 def still(lens: LogitLens, show: str, layer: int, token: int) -> str:
-    """All that the panel shows as HTML without a script."""
+    """All that the panel shows as HTML without a script; a page never hears of the parts that it is made of."""
     (patch, strip), boxes = tinted(lens, show, layer, token), lens.vlm.boxes(lens.prompt)
-    grid, line = PatchGrid.of(lens.prompt.image, boxes, **patch), TokenStrip(**tokens(lens), **strip)
+    grid = PatchGrid.of(lens.prompt.image, boxes, **patch, comm=DummyComm())
+    line = TokenStrip(**tokens(lens), **strip, comm=DummyComm())
     html = f'<div class="columns">{grid.static_html()}<div class="narrow">{line.static_html()}</div></div>'
     grid.close()
     line.close()
@@ -124,10 +127,9 @@ class LensPanel(Panel):
     def _show_picture(self) -> None:
         self.lens: LogitLens | None = self._read(self.controls["picture"].value)
         prompt, boxes = self.lens.prompt, self.lens.vlm.boxes(self.lens.prompt)
-        new = PatchGrid.of(prompt.image, boxes)
         with self.grid.hold_trait_notifications():
             self.grid.selected, self.grid.values, self.grid.labels = -1, [], []
-            self.grid.picture, self.grid.size, self.grid.boxes = new.picture, new.size, new.boxes
+            self.grid.picture, self.grid.size, self.grid.boxes = data_uri(thumbnail(prompt.image)), prompt.image.size, boxes
         with self.strip.hold_trait_notifications():
             self.strip.selected, self.strip.values = -1, []
             for name, value in tokens(self.lens).items():

@@ -15,13 +15,12 @@ from emointerp.errors import InputError
 from emointerp.models import BUNDLED, WEIGHTS, Budget, expect
 from emointerp.models.budget import CONFIGS, GPUS, USABLE, VISUAL
 from emointerp.plots import ShownFigure, new_figure
-from emointerp.widgets.panel import Panel
+from emointerp.widgets.panel import Panel, arranged
 
 BITS = {"16 bits": 16, "8 bits": 8, "4 bits": 4}
 SMALL = 1e8  # bytes of weights, below which a model's time is Python's and no GPU need be named
 BLUE, GRAY, ORANGE = "#0072B2", "#c9ccd1", "#D55E00"
 TIMES = {"prompt": "read a prompt", "story": "tell a story", "head_map": "map of heads, a pair", "evaluation": "1,000 answers"}
-_CELL = "text-align:right;padding:.1em 0 .1em 1.2em"
 
 
 def budget(model: str, bits: int = 16) -> Budget:
@@ -87,14 +86,11 @@ def _table(frame: pd.DataFrame) -> str:
     heads = ("", "answers at once", *TIMES.values())
     rows = [(name, f"{row.batch}", *(_time(row[column]) for column in TIMES)) for name, row in frame.iterrows() if row.fits]
     rows += [(name, "does not fit", *[""] * len(TIMES)) for name, row in frame.iterrows() if not row.fits]
-    html = "".join(f'<th scope="col" style="{_CELL};font-weight:normal;opacity:.75">{head}</th>' for head in heads)
+    head = "".join(f'<th scope="col">{words}</th>' for words in heads)
     body = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
-        + "</tr>"
-        for name, *cells in rows
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
     )
-    return f'<table style="border-collapse:collapse"><tr>{html}</tr>{body}</table>'
+    return f'<div class="scroll"><table class="plain"><tr>{head}</tr>{body}</table></div>'
 
 
 def draw(model: str, bits: int = 16) -> ShownFigure:
@@ -131,8 +127,7 @@ def own_model(model: str = BUNDLED[0]) -> Panel:
     def figure(model: str, bits: int, own: str) -> ShownFigure:
         return draw(own.strip() or model, bits)
 
-    layout = widgets.VBox([widgets.HBox([controls["model"], controls["bits"]]), controls["own"]])
-    return Panel(controls, show, layout, draw=figure)
+    return Panel(controls, show, arranged(controls, wide=("own",)), draw=figure)
 
 
 def _count(found: Budget) -> str:

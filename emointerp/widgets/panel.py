@@ -35,8 +35,8 @@ class Panel(widgets.VBox):
     """Controls above a view. `compute(**values)` gives HTML for the controls' values, which must be hashable.
 
     It runs once for each new set of values; `refresh()` is called on every change. A test sets a control's value and reads
-    `view.value`. Of the same values `draw` makes the static figure, and `still` the HTML that stands in where widgets are dead
-    (by default what `compute` gives).
+    `view.value`. Of the same values `first` gives what can be shown at once, until `compute` is done, `draw` the static figure, and
+    `still` the HTML that stands in where widgets are dead (by default what `compute` gives).
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class Panel(widgets.VBox):
         compute: Callable[..., str],
         layout: widgets.Widget,
         *,
+        first: Callable[..., str] | None = None,
         draw: Callable[..., ShownFigure] | None = None,
         still: Callable[..., str] | None = None,
     ):
         self.controls, self.view, self.busy = controls, widgets.HTML(), Status()
         self._compute = lru_cache(maxsize=256)(compute)
-        self._draws, self._stands = draw, still or self._compute
+        self._first, self._draws, self._stands = first, draw, still or self._compute
+        self._asked: set[tuple] = set()
         for control in controls.values():
             control.observe(lambda _: self.refresh(), names="value")
         super().__init__([layout, self.busy, self.view])
@@ -68,6 +70,9 @@ class Panel(widgets.VBox):
         self.busy.value = BUSY
         self.add_class("emointerp-busy")
         try:
+            if self._first is not None and (now := tuple(self.values.values())) not in self._asked:
+                self._asked.add(now)
+                self.view.value = _or_problem(self._first, self.values)
             self.view.value = _or_problem(self._compute, self.values)
         finally:
             self.remove_class("emointerp-busy")
