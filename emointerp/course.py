@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 
 TEACHERS = {"emointerp": {"copy": "teacher's"}}  # in the metadata of a notebook with solutions
 ON_TOP = (
@@ -36,19 +37,17 @@ def copy_notebooks(folder: Path, solutions: bool = False) -> Path:
     """Copy the course to `folder`, leave what is there alone, and return the first notebook.
 
     With `solutions` the copies are the teacher's (`solved`). Raises OutputError where a folder cannot be written, or holds copies
-    of the other kind.
+    of the other kind; then nothing is copied.
     """
     try:
+        new = [notebook for notebook in sorted(source().glob("*.ipynb")) if not _is_there(folder / notebook.name, solutions)]
         folder.mkdir(parents=True, exist_ok=True)
-        for notebook in sorted(source().glob("*.ipynb")):
-            if not (folder / notebook.name).exists():
-                _write(_text(notebook, solutions), folder / notebook.name)
-            elif _is_teachers(folder / notebook.name) != solutions:
-                others = "a learner's" if solutions else "the teacher's"
-                raise OutputError(f"{folder} holds {others} copies of the notebooks. Name another folder.")
+        for notebook in new:
+            with whole(folder / notebook.name) as part:
+                part.write_text(_text(notebook, solutions), encoding="utf-8")
+    except OutputError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(f"Cannot write the notebooks to {folder}: {error.strerror}. Name another folder.") from error
     return folder / "00_start_here.ipynb"
 
@@ -58,11 +57,12 @@ def _text(notebook: Path, solutions: bool) -> str:
     return json.dumps(solved(json.loads(text)), indent=1, ensure_ascii=False) + "\n" if solutions else text
 
 
-def _write(text: str, path: Path) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def _is_there(path: Path, solutions: bool) -> bool:
+    """Whether a copy is there already; OutputError where it is of the other kind."""
+    if path.exists() and _is_teachers(path) != solutions:
+        others = "a learner's" if solutions else "the teacher's"
+        raise OutputError(f"{path.parent} holds {others} copies of the notebooks. Name another folder.")
+    return path.exists()
 
 
 def _is_teachers(path: Path) -> bool:

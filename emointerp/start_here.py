@@ -152,6 +152,7 @@ def see_or_guess(
     split: str = "test",
     intensities: tuple[float, float] | None = None,
     progress: bool = True,
+    batch: int = 32,
 ) -> SeeOrGuess:
     """Tell `n` pictures of a split under every condition; `intensities` default to those of `conflict_intensities`.
 
@@ -175,7 +176,7 @@ def see_or_guess(
     }
     rows = []
     for condition, items in told.items():
-        tellings = tell_all(vlm, [(picture, e.event) for picture, e in items], progress)
+        tellings = tell_all(vlm, [(picture, e.event) for picture, e in items], progress, batch)
         rows += [_row(condition, e, t) for (_, e), t in zip(items, tellings, strict=True)]
     table = pd.DataFrame(rows)
     scores = score(list(table["story"]), list(table["shown"])).drop(columns=["emotion", "named"])
@@ -229,8 +230,8 @@ class Scores:
         return figure
 
 
-def scores(vlm: VLM, n: int = 140, seed: int = 0, split: str = "test", progress: bool = True) -> Scores:
+def scores(vlm: VLM, n: int = 140, seed: int = 0, split: str = "test", progress: bool = True, batch: int = 32) -> Scores:
     """Tell `n` clear pictures of a split, each beside a neutral event, and score the stories."""
     examples = sample(split, n, seed)
-    tellings = tell_all(vlm, [(e.scene, e.event) for e in examples], progress)
+    tellings = tell_all(vlm, [(e.scene, e.event) for e in examples], progress, batch)
     return Scores(score([t.story for t in tellings], [e.scene.emotion for e in examples]).assign(story=[t.story for t in tellings]))

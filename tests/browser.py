@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,8 @@ def _end(process: subprocess.Popen) -> None:
         process.wait(15)
     _, left = psutil.wait_procs(started, timeout=5)
     for one in left:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            one.kill()
 
 
 # the browser

@@ -214,7 +214,7 @@ def test_an_exported_panel_answers_to_its_slider(browser, tmp_path):
     page = panel.export(tmp_path / "panel.html", density=densities)
     with watched(browser, page.as_uri()) as seen:
         seen.page.goto(page.as_uri())
-        view, slider = seen.page.locator("#view"), seen.page.get_by_label("density")
+        view, slider = seen.page.locator("#view"), seen.page.get_by_label("sparsity")
         pictures = [view.locator("img").first.get_attribute("src")]
         for density, sparsity in ((0.3, "0.70"), (0.05, "0.95")):
             slider.press("ArrowRight")

@@ -6,6 +6,7 @@ the site in the folder that the environment variable EMOINTERP_EXECUTED names.
 
 import ast
 import copy
+import errno
 import json
 import os
 import re
@@ -70,6 +71,24 @@ def test_the_teachers_copies_are_never_mixed_with_a_learners(tmp_path):
     copy_notebooks(tmp_path / "mine").write_text("my notes")
     with pytest.raises(OutputError, match="holds a learner's copies"):
         copy_notebooks(tmp_path / "mine", solutions=True)
+
+
+def test_nothing_is_copied_beside_one_notebook_of_the_other_kind(tmp_path):
+    foreign = next(notebook for notebook in NOTEBOOKS if notebook.name.startswith("05"))
+    (tmp_path / foreign.name).write_text(json.dumps(solved(read(foreign))))
+    with pytest.raises(OutputError, match="holds the teacher's copies"):
+        copy_notebooks(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [foreign.name]
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OutputError, match="Cannot write the notebooks to .*: No space left on device. Name another folder"):
+        copy_notebooks(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("options", "folder"), [(["course"], "course"), (["--solutions"], "emointerp-course-solutions")])
@@ -153,7 +172,7 @@ def test_stored_notebook_was_run_top_to_bottom_without_errors(notebook):
     figures = [c for c in cells if text(c).rstrip().endswith((".plot()", "columns=8)", "columns=6)"))]
     assert figures and all("image/png" in o["data"] for c in figures for o in c["outputs"] if o["output_type"] == "execute_result")
     panels = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {}) and "Panel" in str(o["data"])]
-    assert all("text/html" in o["data"] for o in panels)
+    assert panels and all("text/html" in o["data"] for o in panels)
 
 
 @each

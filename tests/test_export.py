@@ -1,10 +1,12 @@
 """Panels as figures and as pages of their own: every view of a grid, each picture once, clear errors, nothing half written."""
 
 import base64
+import errno
 import io
 import itertools
 import json
 import re
+from datetime import UTC, datetime
 from html import unescape
 from xml.etree import ElementTree
 
@@ -19,12 +21,15 @@ from emointerp.directions import Directions
 from emointerp.emotions import extract
 from emointerp.errors import InputError, OutputError
 from emointerp.markup import data_uri
+from emointerp.models import WEIGHTS
 from emointerp.plots import ShownFigure, new_figure
+from emointerp.saliency import SaliencyMap
 from emointerp.start_here import EVENT
-from emointerp.widgets import lens, steering
+from emointerp.widgets import lens, own_model, steering
 from emointerp.widgets.drawing import EDGE, Sheet, image_of
 from emointerp.widgets.export import MOST
 from emointerp.widgets.panel import Panel
+from emointerp.widgets.saliency import draw as draw_saliency
 
 HOSTILE = '</script><script>alert(1)</script>"\'& src="@0@"'
 PICTURES = [data_uri(Image.new("RGB", (2, 2), (40 * i, 0, 0))) for i in range(3)]
@@ -36,12 +41,13 @@ def panel(show=None, draw=None) -> Panel:
         "alpha": widgets.FloatSlider(value=0.5, min=0, max=2),
         "beta": widgets.FloatLogSlider(value=8, base=2, min=0, max=6),
         "emotion": widgets.Dropdown(options=["fear", HOSTILE]),
-        "density": widgets.SelectionSlider(options=[("0.90", 0.1), ("0.50", 0.5)]),
+        "density": widgets.SelectionSlider(options=[("0.90", 0.1), ("0.50", 0.5)], description="sparsity <b>"),
         "grid": widgets.Checkbox(False),
         "event": widgets.Text("it rained"),
-        "own": widgets.FileUpload(),
+        "own": widgets.FileUpload(description="own picture"),
     }
-    return Panel(controls, show or told, widgets.VBox(list(controls.values())), draw=draw)
+    overrides = {"own": ("layer", "emotion"), "event": ("grid",)}
+    return Panel(controls, show or told, widgets.VBox(list(controls.values())), draw=draw, overrides=overrides)
 
 
 def told(layer, alpha, beta, emotion, density, grid, event, own) -> str:
@@ -90,16 +96,26 @@ def test_a_page_asks_nothing_of_the_network_and_nothing_from_outside_is_markup(t
 
 
 def test_fields_begin_where_the_panel_is_and_say_their_values(tmp_path):
-    grid = {"layer": [5, 2], "density": [0.1, 0.5], "grid": [False, True], "emotion": ["fear"], "beta": [1, 8]}
-    text = panel().export(tmp_path / "a.html", **grid).read_text(encoding="utf-8")
-    sliders = {name: (value, json.loads(unescape(labels))) for name, value, labels in re.findall(SLIDER, text)}
+    grid = {"layer": [5, 2], "density": [0.1, 0.5], "grid": [False, True], "emotion": ["fear", HOSTILE], "beta": [1, 8]}
+    made = panel()
+    made.controls["event"].value = ""
+    text = made.export(tmp_path / "a.html", **grid).read_text(encoding="utf-8")
+    sliders = {name: (value, json.loads(labels)) for name, value, labels in re.findall(SLIDER, text)}
     assert sliders == {"layer": ("1", ["5", "2"]), "density": ("0", ["0.90", "0.50"]), "beta": ("1", ["1", "8"])}
-    assert '<option value="0" selected>off</option><option value="1">on</option>' in text
-    assert "As it was: alpha: 0.5; event: it rained; own: none" in text
-    assert all(f'<label for="field-{name}">{name}</label>' in text for name in grid)
+    assert '<option value="0" selected>off</option>\n<option value="1">on</option>' in text
+    assert HOSTILE in map(unescape, re.findall("<option[^>]*>(.*)</option>", text))
+    assert "As it was: alpha: 0.5; event: none; own picture: none" in text
+    said = {name: "sparsity &lt;b&gt;" if name == "density" else name for name in grid}  # as beside the panel's own controls
+    assert all(f'<label for="field-{name}">{words}</label>' in text for name, words in said.items())
 
 
-SLIDER = r'<input type="range" id="field-(\w+)" [^>]* value="(\d)" data-labels="([^"]*)">'
+SLIDER = r"""<input type="range" id="field-(\w+)" [^>]* value="(\d)" data-labels='([^']*)'>"""
+
+
+def test_without_a_grid_the_page_holds_the_one_view_of_now(tmp_path):
+    made = panel()
+    file = made.export(tmp_path / "a.html")
+    assert view_of(data_of(file)) == told(**made.values) and "<form" not in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,10 @@ SLIDER = r'<input type="range" id="field-(\w+)" [^>]* value="(\d)" data-labels="
         ({"grid": [1]}, "grid does not take 1; expected True or False"),
         ({"event": [3]}, "event does not take 3; expected a text"),
         ({"own": [()]}, "uploads stay as they are"),
+        ({"density": [[0.1]]}, r"density came as \[\[0.1\]\]; expected a list of numbers or texts, with no list inside"),
+        ({"alpha": np.ones((2, 2))}, "expected a list of numbers or texts"),
+        ({"grid": [True, False]}, "event is filled and takes the place of grid. Empty event, or leave grid out of the grid"),
+        ({"event": ["", "it rained"], "grid": [True, False]}, "event is filled"),
         ({"layer": range(9), "alpha": np.linspace(0, 2, 300)}, r"2,700 combinations \(9 layer x 300 alpha\); a page holds 2,000"),
     ],
 )
@@ -129,7 +149,37 @@ def test_what_a_grid_refuses(tmp_path, grid, words):
     assert MOST == 2000 and not list(tmp_path.iterdir())
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+def test_controls_that_another_takes_the_place_of_are_refused_while_it_is_filled(tmp_path):
+    made = panel()
+    made.controls["own"].value = ({"name": "a.png", "type": "", "size": 1, "content": b"a", "last_modified": datetime.now(UTC)},)
+    with pytest.raises(InputError, match="own is filled and takes the place of layer and emotion. Empty own, or leave layer and"):
+        made.export(tmp_path / "a.html", layer=[1, 2], emotion=["fear"], alpha=[0, 1])
+    assert "own picture: a.png" in made.export(tmp_path / "a.html", alpha=[0, 1]).read_text(encoding="utf-8")
+    made.controls["event"].value = "  "
+    made.controls["own"].value = ()
+    assert len(data_of(made.export(tmp_path / "b.html", layer=[1, 2], grid=[True, False]))["order"]) == 4
+
+
+def test_the_panels_say_which_control_takes_the_place_of_which(tmp_path):
+    made = own_model()
+    made.controls["own"].value = str(WEIGHTS / "tiny")
+    with pytest.raises(InputError, match="own is filled and takes the place of model. Empty own"):
+        made.export(tmp_path / "a.html", model=["tiny"])
+    made.controls["own"].value = " "
+    assert made.export(tmp_path / "a.html", model=["tiny"]).is_file()
+
+
+def test_an_error_that_nobody_expected_says_where_it_came(tmp_path):
+    def broken(layer, alpha, **_):
+        return "<p></p>" if (layer, alpha) != (3, 1.5) else [][0]
+
+    with pytest.raises(IndexError) as raised:
+        panel(broken).export(tmp_path / "a.html", layer=range(5), alpha=[0, 1.5])
+    assert raised.value.__notes__ == ["The page was at the panel's view for layer = 3, alpha = 1.5."]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="gone/a.html; choose a file in a folder that exists"):
         panel().export(tmp_path / "gone" / "a.html", layer=[1])
     with pytest.raises(OutputError, match="choose a file"):
@@ -144,7 +194,14 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     kept.write_text("before", encoding="utf-8")
     with pytest.raises(InputError, match="The panel has no view for layer = 3: There is no such layer"):
         panel(sometimes).export(kept, layer=range(5))
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OutputError, match="a.html: .*No space left.* Choose a file in a folder that exists"):
+        panel().export(kept, layer=range(5))
     assert kept.read_text(encoding="utf-8") == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # what a panel shows while it works, and its figure
@@ -198,6 +255,14 @@ def test_marks_are_coloured_and_keep_their_full_stop():
     assert len(axis.patches) == 1 and axis.lines[0].get_color() == "#E69F00"
     starts = [text.get_position()[0] for text in axis.texts]
     assert starts[1] > starts[0] and starts[2] == pytest.approx(axis.lines[0].get_xdata()[1])
+
+
+def test_a_label_with_dollars_is_no_formula(tmp_path):
+    """As one of a reader's own directions may be called."""
+    found = SaliencyMap(np.eye(8), Image.new("RGB", (8, 8)), "gradient", r"cosine to $\nothing{$", 0.5)
+    figure = draw_saliency(found)
+    figure.savefig(tmp_path / "a.png")
+    assert figure.get_suptitle() == r"cosine to $\nothing{$ = 0.500."
 
 
 def words_of(figure: ShownFigure) -> str:

@@ -155,13 +155,16 @@ def extension(monkeypatch):
 
 
 def notebook(**output) -> dict:
-    code = {"cell_type": "code", "metadata": {}, "source": ["panel\n", "\n", "exercise.told(answer)"], "outputs": [output]}
+    shown = {"cell_type": "code", "metadata": {}, "source": ["panel"], "outputs": [output]}
+    asked = {"cell_type": "code", "metadata": {}, "source": ["answer = None\n", "\n", "exercise_two.told(\n", "answer)"]}
+    solution = "<details><summary>Solution</summary>\n\n```python\nanswer = 1\n```\n</details>"
+    folded = {"cell_type": "markdown", "metadata": {}, "source": solution}
     first = (
         "# 03 · Saliency: where is it?\n\n**After this notebook you can** see it.\n\n"
         "| level | to read | to run | before this |\n|---|---|---|---|\n| easy | 5 minutes | a minute | nothing |"
     )
     text = {"cell_type": "markdown", "metadata": {}, "source": first}
-    return {"cells": [text, code], "metadata": {"widgets": {"state": {"1": {}}}}}
+    return {"cells": [text, shown, asked, folded], "metadata": {"widgets": {"state": {"1": {}}}}}
 
 
 def test_panels_stand_as_their_html_and_figures_have_their_words(extension):
@@ -179,6 +182,10 @@ def test_the_overview_says_what_each_notebook_says_of_itself(extension):
     page = pages.overview({"03_x.ipynb": notebook()})
     assert "| [03 Saliency](03_x.ipynb) | Where is it? | easy | 5 minutes | a minute | 1 |" in page
     assert "After it you can see it." in page
+    book = notebook()
+    book["cells"].pop()
+    with pytest.raises(pages.ExtensionError, match="03_x.ipynb: The exercise told in cell 2 has no solutions"):
+        pages.overview({"03_x.ipynb": book})
 
 
 def test_a_notebook_that_does_not_say_what_it_is_about_is_refused(extension):
@@ -202,10 +209,18 @@ def test_names_are_looked_up_at_the_top_and_where_they_stand(extension):
     assert "emointerp.statistics.Interval.mean" in links.full_names("Interval.mean", [emointerp.start_here.__name__])
 
 
+def test_a_name_of_ours_has_to_be_documented(extension):
+    links = extension("name_links")
+    assert links.is_ours("ei.gone") and links.is_ours("emointerp.gone.too")
+    assert not any(map(links.is_ours, ("numpy.sum", "emointerp", "either.or", "emointerp.mplstyle", "ei.md")))
+
+
 def test_pages_that_a_build_makes_are_left_alone_where_nothing_changed(extension, tmp_path):
     written = extension("written")
     written.keep(tmp_path, {"a.md": "a", "b.md": "b"})
     before = (tmp_path / "a.md").stat().st_mtime_ns
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.ipynb").write_text("{}")
     written.keep(tmp_path, {"a.md": "a"})
     assert [path.name for path in tmp_path.iterdir()] == ["a.md"] and (tmp_path / "a.md").stat().st_mtime_ns == before
 
@@ -247,6 +262,12 @@ def test_the_methods_page_has_every_notebook_and_every_panel():
     panels = [name for name in emointerp.widgets.__all__ if name in chapters]
     assert len(panels) >= 9 and not [name for name in panels if f"<emointerp.widgets.{name}>" not in page]
     assert not [path.name for path in (ROOT / "notebooks").glob("*.ipynb") if f"(course/{path.name})" not in page]
+
+
+def test_links_and_pictures_of_the_readme_are_there():
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    inside = [target for target in targets if not is_outside(target)]
+    assert len(inside) > 10 and not [target for target in inside if not (ROOT / target).exists()]
 
 
 def test_the_citation_is_of_this_version():

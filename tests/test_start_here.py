@@ -123,7 +123,7 @@ def test_panel_answers_to_its_controls(vlm):
     panel = start_here(vlm)
     first = panel.view.value
     assert TWIN in first and "This picture is" in first
-    panel.controls["emotion"].value = "sadness"
+    panel.controls["picture"].value = "sadness"
     assert panel.view.value != first and "the picture shows <b>sadness</b>" in panel.view.value
     panel.controls["intensity"].value = 0.3
     telling = tell(vlm, with_intensity(sample("test", 1, seed=6, emotions=("sadness",))[0].scene, 0.3))
@@ -156,7 +156,9 @@ def test_panel_reads_an_own_picture_until_another_is_chosen(vlm):
     panel.controls["own"].value = (upload("gray.png", buffer.getvalue()),)
     telling = tell(vlm, GRAY)
     assert TWIN not in panel.view.value and marked(telling.story, telling.words) in panel.view.value
-    panel.controls["emotion"].value = "fear"
+    with pytest.raises(InputError, match="own is filled and takes the place of intensity"):
+        panel.export("unwritten.html", intensity=[0, 1])
+    panel.controls["picture"].value = "fear"
     assert panel.controls["own"].value == () and "the picture shows <b>fear</b>" in panel.view.value
 
 

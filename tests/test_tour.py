@@ -30,16 +30,16 @@ from emointerp.evaluation.items import CONFLICT, NEUTRALS
 from emointerp.evaluation.methods import LOOK
 from emointerp.heads.visual import attention_on
 from emointerp.lens import Emergence, emotion_tokens
-from emointerp.models import expect, load
-from emointerp.models.budget import GPUS
+from emointerp.models import VLM, expect, load
+from emointerp.models.budget import GPUS, USABLE
 from emointerp.neurons import Neurons
 from emointerp.pairs import twin_prompts, world_pairs
-from emointerp.start_here import EVENT, Telling
+from emointerp.start_here import EVENT, Reading, Scores, Telling
 from emointerp.statistics import Interval, with_controls
 from emointerp.steering import steering_vectors
-from emointerp.tour import FULL, QUICK, Chapter, Job, Sizes, heads, lens, run, steering, veena
-from emointerp.tour.report import QUESTIONS, _chapters, _json, _plain, _planned
-from emointerp.tour.sizes import LIMIT, Pace, seconds
+from emointerp.tour import CHAPTERS, FULL, QUICK, Chapter, Job, Sizes, heads, lens, run, start_here, steering, veena
+from emointerp.tour.report import QUESTIONS, _chapters, _json, _plain, _planned, _too_long
+from emointerp.tour.sizes import BATCH, LIMIT, TOKENS, Pace, seconds, stories_together
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, SetHead, SetResidual, generate, perplexity
 from emointerp.veena import Veena, fit
 from emointerp.world import sample
@@ -423,7 +423,7 @@ def test_random_models_of_all_families_gain_nothing_and_it_is_said(family, small
     vlm = tiny_families.vlm(family)
     found = {"heads": small_circuit(vlm), "steering": None}
     few = {"tuning": 2, "conflict": 4, "neutrals": 2}
-    chapter = veena.chapter(vlm, job("<noise>", picture(), found, veena=few))
+    chapter = veena.chapter(vlm, replace(job("<noise>", picture(), found, veena=few), states={"steering": "ran"}))
     assert "halfway, as no push of the chapter on steering helped" in chapter.summary[0] and chapter.results["l_emo"] == 2
     assert "β = 16, γ = 1.5." in chapter.summary[1] and len(chapter.summary) == 7
     assert chapter.results["test split"]["methods"]["VEENA"]["exact, more than none"] == Interval(0.0, -0.75, 0.75, 4)
@@ -449,9 +449,9 @@ def test_where_no_strength_helps_the_chapter_says_so_and_ends(small_veena):
 
 def test_without_neurons_only_heads_are_amplified(random_vlm, small_veena):  # noqa: F811
     circuit = Circuit.of(random_vlm, [(1, 2, 0.5), (2, 1, 0.4)], pairs=world_pairs("selection", 2), metric="log mass")
-    fitted = veena._fitted(random_vlm, circuit, 1, 2)
+    fitted = veena._fitted(random_vlm, circuit, 1, 2, BATCH)
     assert sorted(set(fitted.table.gamma)) == [1.0] and sorted(set(fitted.table.beta)) == [1.0, 16.0]
-    assert "ENA has none to amplify" in veena._found_line(fitted.veena, 1)
+    assert "ENA has none to amplify" in veena._found_line(fitted.veena, "halfway")
     value = replace(fitted.veena, beta=16.0, beta_decode=16.0)
     both = replace(value, neurons=[(1, 2)], gamma=1.5)
     assert "VEENA is VEE alone here" in veena._half(value) and "is ENA alone" in veena._half(both.only("ena"))
@@ -529,6 +529,23 @@ def test_chapters_are_told_what_those_before_them_found(random_vlm, monkeypatch)
     assert told == [{}, {"a": "found by a"}, {"a": "found by a", "b": "found by b"}]
 
 
+def test_without_a_layer_of_steering_it_is_said_why(random_vlm, monkeypatch):  # noqa: F811
+    """That no push helped is said only where pushes were tried."""
+    said = []
+    for chapter in (lambda *_: made("steering"), refused, broken):
+        fakes = (
+            chapters_of("steering", chapter),
+            chapters_of("last", lambda vlm, job: said.append(veena._border(job)) or made("last")),
+        )
+        monkeypatch.setattr("emointerp.tour.report.CHAPTERS", fakes)
+        _chapters(random_vlm, Job((), EVENT), {})
+    _chapters(random_vlm, Job((), EVENT), {"steering": "takes too long"})
+    left = "halfway, as the chapter on steering was left out"
+    stopped = "halfway, as the chapter on steering was stopped by an error"
+    assert said == ["halfway, as no push of the chapter on steering helped", left, stopped, left]
+    assert veena._border(Job((), EVENT, {"steering": 0}, states={"steering": "ran"})) == "where a push works best"
+
+
 def broken(vlm, job):
     raise RuntimeError("the <b>third</b> wheel came off")
 
@@ -537,7 +554,7 @@ def refused(vlm, job):
     raise ModelError("This tower has no layers.")
 
 
-def test_where_a_chapter_stops_the_others_stand_and_it_is_said(random_vlm, tmp_path, monkeypatch):  # noqa: F811
+def test_where_a_chapter_stops_the_others_stand_and_it_is_said(random_vlm, tmp_path, monkeypatch, capsys):  # noqa: F811
     fakes = [chapters_of("heads", broken), chapters_of("lens", refused), chapters_of("sae", lambda *_: made("sae"))]
     fakes.append(chapters_of("veena", lambda *_: pytest.fail("goes on from heads, which were not found")))
     monkeypatch.setattr("emointerp.tour.report.CHAPTERS", tuple(fakes))
@@ -552,19 +569,25 @@ def test_where_a_chapter_stops_the_others_stand_and_it_is_said(random_vlm, tmp_p
     assert "cannot be read in the way that this chapter needs. This tower has no layers." in html and "sae ran" in html
     assert "goes on from what the chapter “On heads” finds, and that one was stopped by an error." in html
     assert results["chapters"] == {"heads": "stopped", "lens": "left out", "sae": "ran", "veena": "left out"}
-    assert "in broken" in results["heads"]["traceback"] and results["sae"]["seconds"] >= 0 and results["sizes"]["name"] == "quick"
+    *_, last = results["heads"]["traceback"]
+    assert re.fullmatch(r"test_tour\.py, line \d+, in broken", last) and not any(
+        "/" in one for one in results["heads"]["traceback"]
+    )
+    assert f'File "{__file__}"' in capsys.readouterr().err  # the whole traceback is for who ran it
+    assert results["sae"]["seconds"] >= 0 and results["sizes"]["name"] == "quick" and results["batch"] == BATCH
 
 
 def test_the_exit_code_says_whether_a_chapter_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("emointerp.tour.report._planned", lambda vlm, job: (FULL, {}))
+    said = []
     for chapter, code in ((broken, 1), (refused, 0)):
         monkeypatch.setattr("emointerp.tour.report.CHAPTERS", (chapters_of("lens", chapter),))
         monkeypatch.setattr(sys, "argv", ["emointerp", "tour", "--out", str(tmp_path / str(code))])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == code and (tmp_path / str(code) / "index.html").exists()
-    said = capsys.readouterr()
-    assert "emointerp: Stopped by an error: On lens" in said.err and "Traceback" not in said.err
+        said.append(capsys.readouterr().err)
+    assert "emointerp: Stopped by an error: On lens" in said[0] and said[0].count("Traceback") == 1 and "Traceback" not in said[1]
 
 
 def test_a_slow_model_is_measured_less_and_what_takes_too_long_is_left_out(random_vlm, monkeypatch):  # noqa: F811
@@ -578,7 +601,7 @@ def test_a_slow_model_is_measured_less_and_what_takes_too_long_is_left_out(rando
     sizes, omitted = at(1.0, 4.0)
     takes = seconds(QUICK, Pace(1.0, 4.0), random_vlm.anatomy, 1)
     assert sizes == QUICK and "start_here" not in omitted and {"superposition", "steering"} <= set(omitted)
-    assert sum(takes[name] for name in takes if name not in omitted) <= LIMIT
+    assert "heads" in omitted and sum(takes[name] for name in takes if name not in omitted and name != "veena") <= LIMIT
     assert "at the speed of this model here (1 s to read a prompt, 4 s a story) it would take about" in omitted["steering"]
     with pytest.raises(
         InputError, match="takes about 60 s for a story here, so the first chapter alone would take about 2.7 hours"
@@ -594,16 +617,57 @@ def test_the_estimate_counts_what_the_first_chapter_tells():
     assert takes["start_here"] == 2.0 * (21 + 5 * 18 + 2 * 3) and takes["sae"] == 0
 
 
+def test_time_is_given_out_in_the_order_of_the_page():
+    """And none to VEENA where the chapter that it goes on from gets none."""
+    pace = Pace(1.0, 4.0)
+    assert [*seconds(QUICK, pace, load().anatomy, 1)] == [module.__name__.rpartition(".")[2] for module in CHAPTERS]
+    expected = {"steering": LIMIT - 2.0, "lens": 3.0, "heads": 3.0, "veena": 1.0, "later": 1.5}
+    assert [*_too_long(expected, pace)] == ["lens", "heads"]
+
+
 def test_speeds_are_those_of_the_model_in_hand(random_vlm):  # noqa: F811
     pace = Pace.measured(random_vlm, picture(), EVENT)
     assert 0 < pace.read < pace.story * 50 and pace.story < 5
 
 
+def test_on_a_gpu_as_many_stories_are_told_together_as_fit(random_vlm, monkeypatch):  # noqa: F811
+    """A card that is just large enough for so many prompts with the larger of the pictures; on the CPU the number is fixed."""
+    assert stories_together(random_vlm, [picture()], EVENT) == BATCH == Job((), EVENT).batch
+    prompts = [random_vlm.prompt(image, EVENT) for image in (picture(), sample("test", 1)[0].scene)]
+    tokens, visual = max((len(prompt), len(prompt.visual)) for prompt in prompts)
+    budget = expect(random_vlm, visual=visual, text=tokens - visual)
+    monkeypatch.setattr(VLM, "device", torch.device("cuda", 0))
+    monkeypatch.setattr("emointerp.models.budget.SWEEP", 0)  # all of a tiny model's prompts are smaller than a sweep
+    for fit_together in (1, 4, 16):
+        memory = budget.peak(fit_together) / USABLE + 1
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, memory=memory: (0, memory))
+        assert stories_together(random_vlm, [picture()], EVENT) == fit_together
+
+
+def test_no_more_stories_are_told_together_than_asked(small_veena, monkeypatch):
+    """By every chapter that tells stories, whose answers do not depend on it."""
+    vlm, lengths, whole = tiny_families.vlm("llava_clip"), [], VLM.batched
+    monkeypatch.setattr(VLM, "batched", lambda self, prompts: lengths.append(len(prompts)) or whole(self, prompts))
+    monkeypatch.setattr(veena, "TOKENS", 6)
+    monkeypatch.setattr(veena.veena, "fit", strengthened)
+    few = {"start_here": {"test": 7, "conflict": 6}, "veena": {"tuning": 2, "conflict": 6, "neutrals": 4}}
+    asked, found = job("noise", picture(), {"heads": small_circuit(vlm)}, **few), []
+    for batch in (3, 32):
+        lengths.clear()
+        some = [module.chapter(vlm, replace(asked, batch=batch)) for module in (start_here, veena)]
+        assert max(lengths) == {3: 3, 32: 7}[batch]  # a picture of each emotion and of none
+        found.append([_json(_plain(chapter.results)) for chapter in some])
+    assert found[0] == found[1]
+
+
 def test_a_7b_model_is_measured_in_full_on_a_large_gpu_and_in_time_on_others():
     budget = expect("llava-hf/llava-1.5-7b-hf")
 
-    def takes(sizes, gpu):
-        return sum(seconds(sizes, Pace.expected(budget, GPUS[gpu]), budget.anatomy, 6).values())
+    def takes(sizes, name):
+        gpu, batch = GPUS[name], budget.batch(GPUS[name])
+        read = budget.prompt_seconds(gpu)
+        pace = Pace(read, read + TOKENS * budget.step_seconds(gpu, batch) / batch)
+        return sum(seconds(sizes, pace, budget.anatomy, 6).values())
 
     assert takes(FULL, "H100 80 GB") < LIMIT < takes(FULL, "A100 40 GB")
     assert max(takes(QUICK, gpu) for gpu in ("A100 40 GB", "RTX 4090 24 GB")) < LIMIT
@@ -613,6 +677,44 @@ def test_a_size_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(InputError, match="size is 'huge'; expected auto, full or quick"):
         run(size="huge", out=tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("chapter", "numbers", "words"),
+    [
+        (
+            "saliency",
+            {"pictures": 2},
+            "the chapter saliency: copies is missing; steps is missing; draws is missing. Expected whole",
+        ),
+        ("lens", {"pictures": 6, "pairs": 0}, "the chapter lens: pairs is 0, expected 1 or more. .* numbers for pictures, pairs"),
+        ("lens", {"pictures": 6, "pairs": 2, "pears": 2}, "pears is not known"),
+        ("heads", FULL.heads | {"sets": True}, "sets is True"),
+        ("steering", FULL.steering | {"draws": 1}, "the chapter steering: draws is 1, expected 2 or more"),
+    ],
+)
+def test_sizes_that_a_chapter_cannot_use_are_refused(chapter, numbers, words):
+    with pytest.raises(InputError, match=words):
+        Sizes("mine", **{chapter: numbers})
+
+
+def test_notebook_06_is_named_only_where_it_draws_more_sets():
+    row = pd.Series({"overlap": 0.1, "norm": 1.0, "sets": 99, "p": 0.01}, dtype=object)
+    assert "99 sets cannot put p below 0.01; notebook 06 draws 100." in heads._check_words(row)
+    assert "100 sets cannot put p below 0.0099." in heads._check_words(row.replace(99, 100))
+
+
+def test_of_photographs_alone_the_first_screen_says_what_was_counted():
+    """No drawing was told there that a later sentence could refer to."""
+    photo = Telling(Image.fromarray(picture()), EVENT, "I felt glad.")
+    golds, stories = ["joy", "fear", "neutral"], ["I felt glad.", "I felt glad.", "I felt sad."]
+    measured = start_here._measured_line(Scores(score(stories, golds)))
+    assert start_here._said([("photo.jpg", Reading(photo, None, None))]) == "Named in the stories of photo.jpg: joy."
+    assert re.fullmatch(
+        r"In the test split 50% \[.*\] of the stories of 2 drawings name the drawn emotion; "
+        r"of 1 stories of drawings without feeling 100% \[.*\] name one all the same\.",
+        measured,
+    )
 
 
 def test_first_screen_answers_each_question_and_leads_to_its_chapter(report):

@@ -16,12 +16,12 @@ from tiny_models import picture
 
 from emointerp import veena
 from emointerp.circuit import Circuit, Head, Neuron
-from emointerp.emotions import score
+from emointerp.emotions import BASIC, score, words_for
 from emointerp.errors import InputError
 from emointerp.evaluation import conflict_pairs
-from emointerp.heads import amplification_map
+from emointerp.heads import amplification_map, head_map
 from emointerp.lens import emotion_tokens
-from emointerp.models import load
+from emointerp.models import VLM, load
 from emointerp.pairs import Pair, world_pairs
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, collect, generate, perplexity, run, sweep
 from emointerp.veena import Veena, adaptive, confidence, find_circuit, fit, on, predicted, signs
@@ -790,6 +790,15 @@ def test_questions_are_asked_under_every_strength():
     assert found.table.right.tolist() == [1.0, np.mean([a == b for a, b in zip(own, told, strict=True)])]
 
 
+def test_a_fit_tells_so_many_stories_at_a_time(monkeypatch):
+    vlm, lengths, whole = vlm_of(), [], VLM.batched
+    monkeypatch.setattr(VLM, "batched", lambda self, prompts: lengths.append(len(prompts)) or whole(self, prompts))
+    questions = [(picture(i)[:48, :64], "Who came?", "Nobody") for i in range(3)]
+    how = {"betas": [4.0], "gammas": [1.0], "questions": questions, "max_new_tokens": 3, "max_cost": 100, "progress": False}
+    fit(vlm, a_circuit(vlm), tuning_pairs(), 1, batch=2, **how)
+    assert lengths == [2] * 8 + [2] * 2  # two strengths, of eight sides and of three questions, the last of which is alone
+
+
 def test_a_fit_keeps_its_splits_apart():
     vlm = vlm_of()
     circuit, pairs = a_circuit(vlm), tuning_pairs()
@@ -812,6 +821,26 @@ def test_on_the_bundled_model_the_circuit_is_found():
     assert {at[0] for at in value.upstream} <= {0, 1, 2, 3} and {at[0] for at in value.downstream} <= {4, 5, 6, 7}
 
 
+def test_a_map_of_other_questions_is_refused():
+    """Of the same pictures, with other events, another begun answer, other words, another metric, the other direction."""
+    vlm = load()
+    pairs = conflict_pairs(vlm, 6, seed=17, split="selection")[:2]
+    calm = [replace(pair, event=pair.neutral_event, neutral_event=None) for pair in pairs]
+    quiet, words = {"progress": False}, {emotion: words_for(emotion)[:9] for emotion in BASIC}
+    few = {"layers": [5]} | quiet
+    torn = head_map(vlm, [replace(pair, neutral_event=None) for pair in pairs], **few)  # both beside what contradicts the picture
+    others = [torn, head_map(vlm, calm, answer="I was", **few), head_map(vlm, calm, words=words, **few)]
+    for other in others:
+        with pytest.raises(InputError, match="This map is of other questions: of the pair .* it has log masses without a patch of"):
+            find_circuit(vlm, pairs, 3, by=other, neurons=0, **quiet)
+    with pytest.raises(InputError, match="This map is of 'mass', denoising; expected 'log mass', denoising"):
+        find_circuit(vlm, pairs, by=head_map(vlm, calm, metric="mass", **few), **quiet)
+    with pytest.raises(InputError, match="This map is of 'log mass', noising; expected 'log mass', denoising"):
+        find_circuit(vlm, pairs, by=head_map(vlm, calm, direction="noising", **few), **quiet)
+    for right, *how in ((others[1], None, "I was"), (others[2], words, "I felt")):
+        assert veena.fitting._checked_map(vlm, right, pairs, calm, *how) is right
+
+
 def test_heads_are_found_by_what_amplification_does():
     """On the bundled model: the head that gives most back, where heads look from, and what is refused."""
     vlm, pairs = load(), conflict_pairs(load(), 24, seed=17, split="selection")
@@ -827,6 +856,8 @@ def test_heads_are_found_by_what_amplification_does():
     for other in (pairs[:-1], pairs[::-1]):
         with pytest.raises(InputError, match=r"This map is of other pairs \(24 of them, and 2[34] came\)"):
             find_circuit(vlm, other, 3, by=looks, progress=False)
+    with pytest.raises(InputError, match="This map is of other questions: of the pair selection 0"):
+        find_circuit(vlm, [replace(pair, event=pair.neutral_event) for pair in pairs], 3, by=looks, progress=False)
     with pytest.raises(InputError, match="name l_emo"):
         find_circuit(vlm, pairs, by=looks, progress=False)
     with pytest.raises(InputError, match="This map is one of attribution, a guess; expected a head_map"):

@@ -67,7 +67,7 @@ SUPERPOSITION = {
         },
     ),
     "densest_superposition": Typical(
-        "Look at the column `features` of toys.summary()",
+        "Look at the column `features` of twenty.summary()",
         {
             "answer = min(twenty.densities)": "a denser model has too many already",
             "answer = max(twenty.densities)": "one each, nothing is shared",

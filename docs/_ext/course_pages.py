@@ -15,11 +15,13 @@ import written
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+from emointerp.course import exercises
+from emointerp.errors import InputError
+
 VIEW = "application/vnd.jupyter.widget-view+json"
 TITLE = re.compile(r"^# (\d\d) · (.+?): (.+)$", re.MULTILINE)
 AFTER = re.compile(r"\*\*After this notebook you can\*\* (.+)")
 FACTS = re.compile(r"^\| *level *\|.*\n\|[-| ]+\n\|(.+)\|$", re.MULTILINE)
-EXERCISE = re.compile(r"^exercise\.\w+", re.MULTILINE)
 
 UNTOLD = "Figure that the code above draws"  # of a figure without words of its own
 
@@ -72,9 +74,12 @@ def facts(book: Book, name: str) -> dict[str, str]:
             f"{name}: the first cell has to hold '# NN · Name: question', what one can do after it, and its times."
         )
     level, to_read, to_run, before = (part.strip() for part in row[1].split("|"))
-    exercises = sum(len(EXERCISE.findall(text(cell))) for cell in book["cells"] if cell["cell_type"] == "code")
+    try:
+        count = len(exercises(book))
+    except InputError as error:
+        raise ExtensionError(f"{name}: {error}") from error
     keys = ("number", "name", "question", "able", "level", "read", "run", "before", "exercises")
-    return dict(zip(keys, (*title.groups(), able[1], level, to_read, to_run, before, str(exercises)), strict=True))
+    return dict(zip(keys, (*title.groups(), able[1], level, to_read, to_run, before, str(count)), strict=True))
 
 
 def overview(books: dict[str, Book]) -> str:

@@ -1,7 +1,7 @@
 """Names of the package that stand in code, in pages, notebooks and docstrings, lead to their place in the reference.
 
 A name in a docstring is looked up as Python would, in its class and its module; elsewhere among the names at the package's top.
-`emointerp.something` that is documented nowhere is a warning, so that no page keeps a name that is gone.
+`emointerp.something` or `ei.something` that is documented nowhere is a warning, so that no page keeps a name that is gone.
 """
 
 import re
@@ -39,6 +39,11 @@ def full_names(said: str, scopes: list[str]) -> Iterator[str]:
             yield f"{value.__module__}.{value.__qualname__}{short.removeprefix(first)}"
 
 
+def is_ours(said: str) -> bool:
+    """Whether a name says of itself that it is the package's."""
+    return bool(PREFIX.match(said)) and not FILE.search(said)
+
+
 def scopes(node: nodes.Node, docname: str) -> list[str]:
     """The classes (for what is called) and modules whose docstrings a node stands in, inmost first, and the room of its page."""
     found, here, called = [], node.parent, "(" in node.astext()
@@ -73,7 +78,7 @@ class NameLinks(SphinxPostTransform):
                 entry = objects[name]
                 link = make_refnode(self.app.builder, self.env.docname, entry.docname, entry.node_id, literal.deepcopy(), name)
                 return literal.replace_self(link)
-        if said.startswith("emointerp.") and not FILE.search(said):
+        if is_ours(said):
             logger.warning("%s is documented nowhere", said, location=literal, type="name_links")
 
 

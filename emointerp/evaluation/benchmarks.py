@@ -3,7 +3,6 @@ copy of EMOTIC, on which emotion directions are fitted and rank pictures."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from emointerp.evaluation.items import SETS, Item, world_items
 from emointerp.evaluation.mer_unibench import Row, benchmark_table, folders, read, score_set
 from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
 from emointerp.evaluation.tables import NONE, RATES, Evaluation
+from emointerp.files import whole
 from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
 from emointerp.sae.emotion import SPARSE, EmotionScores, Labelled, emotion_scores
@@ -218,9 +218,8 @@ def embedded(
         held = _held(file, len(some), tower.d)
         if held is None or not (skip or held.isfinite().all()):
             held = _vectors(tower, some, places, skip)
-            with _writing(folder):
-                save_file({"vectors": held}, file.with_suffix(".part"))
-                os.replace(file.with_suffix(".part"), file)
+            with _writing(folder), whole(file) as part:
+                save_file({"vectors": held}, part)
         rows.append(held)
     at = {place: i for i, place in enumerate(unique)}
     return torch.cat(rows)[[at[place] for place in places]]
@@ -338,9 +337,8 @@ def _item(name: str, row: Row, frames: Path, seed: int, bar: tqdm) -> Item:
 def _kept(row: Row, file: Path, seed: int) -> Path:
     """The clip's frame, as a file that is written once."""
     if not file.is_file():
-        picture, part = row.picture(seed), file.with_name(f".part-{file.name}")
-        with _writing(file.parent):
+        picture = row.picture(seed)
+        with _writing(file.parent), whole(file) as part:
             file.parent.mkdir(parents=True, exist_ok=True)
             picture.save(part, quality=QUALITY, subsampling=0)
-            os.replace(part, file)
     return file

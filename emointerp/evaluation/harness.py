@@ -37,6 +37,7 @@ from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.tables import NONE, Evaluation, check_golds
+from emointerp.files import whole
 from emointerp.models import VLM
 from emointerp.tracing import perplexity as perplexity_of
 from emointerp.world import Scene
@@ -319,11 +320,10 @@ def _settings(file: Path) -> dict[str, Any] | None:
 
 def _write(file: Path, text: str) -> None:
     """Whole and then renamed, so that no half of it is ever seen."""
-    part = file.with_name(f".part-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+        with whole(file) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Cannot write {file}: {error.strerror}. Give another folder.") from error
 

@@ -7,7 +7,6 @@ right answers where the question is a plain one. Items are the unit of every int
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from emointerp.emotions.tokens import words_of
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError, OutputError
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, Item
+from emointerp.files import whole
 from emointerp.plots import ends, new_figure
 from emointerp.statistics import Interval, holm, mean_interval, sign_flips
 
@@ -317,9 +317,8 @@ class Evaluation:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                part = Path(folder) / f".part-{name}"
-                part.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-                os.replace(part, Path(folder) / name)
+                with whole(Path(folder) / name) as part:
+                    part.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"Cannot write the evaluation to {folder}: {error.strerror}. Give another folder.") from error
 

@@ -66,7 +66,7 @@ def densest_superposition(answer: Any, toys: ToyModels) -> Verdict:
     above = [density for density in toys.densities if features[density] > hidden]
     if not above:
         return not_yet(f"none of these models has more than {hidden} features in {hidden} dimensions; train sparser ones.")
-    value, wrong = _number(answer, "the answer is still None. Look at the column `features` of toys.summary().")
+    value, wrong = _number(answer, "the answer is still None. Look at the column `features` of twenty.summary().")
     if value is None:
         return not_yet(wrong)
     if abs(value - max(above)) < 1e-9:

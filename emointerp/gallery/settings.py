@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 import emointerp
 from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 from emointerp.models import Tower
 from emointerp.sae import SAE
 from emointerp.sae.reading import PATCHES, POOLED
@@ -59,10 +59,8 @@ class Settings:
 
     def write(self, folder: Path) -> None:
         """Whole and then renamed, so that no half of it is ever seen."""
-        part = folder / f".part-{FILE}"
-        with writing(folder):
+        with writing(folder), whole(folder / FILE) as part:
             part.write_text(json.dumps({"format": FORMAT, "version": VERSION} | vars(self), indent=1) + "\n", encoding="utf-8")
-            os.replace(part, folder / FILE)
 
     def next(self) -> "Settings":
         """With the tables that come after these."""

@@ -198,7 +198,7 @@ class Features:
             if tower is not None and self.places is not None:
                 left, top, right, bottom = tower.boxes(picture.size)[told.patch]
                 axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=MARK, linewidth=2))
-        figure.suptitle(self._heading(feature), fontsize=10, x=0.01, ha="left")
+        figure.suptitle(self._heading(feature), fontsize=10, x=0.01, ha="left", parse_math=False)
         return figure
 
     def _heading(self, feature: int) -> str:

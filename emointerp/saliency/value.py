@@ -78,7 +78,7 @@ class SaliencyMap:
             axis.axis("off")
             if values is not None:
                 frame(axis, self.registers)
-        figure.suptitle(f"{self.target} = {self.value:.3f}", fontsize=10, x=0.01, ha="left")
+        figure.suptitle(f"{self.target} = {self.value:.3f}", fontsize=10, x=0.01, ha="left", parse_math=False)
         return figure
 
     def hover_html(self, width: int = 256) -> str:

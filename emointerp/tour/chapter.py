@@ -1,7 +1,7 @@
 """What the tour hands to its chapters, and what they hand back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -14,19 +14,25 @@ from emointerp.lens import emotion_tokens
 from emointerp.markup import data_uri
 from emointerp.models import VLM
 from emointerp.statistics import Interval
-from emointerp.tour.sizes import FULL, Sizes
+from emointerp.tour.sizes import BATCH, FULL, Sizes
 
 RAN, LEFT_OUT, STOPPED = "ran", "left out", "stopped"
+BECAME = {LEFT_OUT: "was left out", STOPPED: "was stopped by an error"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the user asked for, pictures with their names and an event; what earlier chapters `found`, by name; and `sizes`."""
+    """What the user asked for, pictures with their names and an event; what earlier chapters `found`, and their `states`, by name.
+
+    `sizes`: how much is measured. `batch`: how many stories are told together, as many as memory holds (`sizes.stories_together`).
+    """
 
     pictures: tuple[tuple[str, Any], ...]
     event: str
     found: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sizes: Sizes = field(default=FULL, repr=False)
+    states: Mapping[str, str] = field(default_factory=dict, repr=False)
+    batch: int = BATCH
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,30 @@ def scrolling(table: str) -> str:
 def muted(text: str) -> str:
     """A remark below a table or figure."""
     return f'<p class="muted">{text}</p>'
+
+
+def listed(names: Sequence[str], word: str = "or") -> str:
+    """Names as a sentence has them.
+
+    >>> listed(["joy"]), listed(["joy", "fear", "anger"], "and")
+    ('joy', 'joy, fear and anger')
+    """
+    return f"{', '.join(names[:-1])} {word} {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def reached(p: float, draws: float) -> int:
+    """How many of the draws do as much, of a p-value that is the effect's rank among them.
+
+    >>> reached(0.5, 3)
+    1
+    """
+    return round(p * (draws + 1) - 1)
+
+
+def by_name(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """A table's rows by the names of its index, as results have them; of an index of heads by "layer.head"."""
+    names = [".".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in table.index]
+    return table.set_axis(names).to_dict("index")
 
 
 def share(interval: Interval) -> str:

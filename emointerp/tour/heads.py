@@ -2,8 +2,8 @@
 
 Found on the selection split, tested on the test split, where a head that was lucky in the search has no luck left. The metric is
 the log probability of the emotion's words next after the begun answer; what is to be explained is its gap between picture and
-twin. Sizes are small, so that the chapter takes well under a minute; notebook 06 measures the same on more. All layers are mapped,
-in deep models too: a head patched at the last token is one short branch of a sweep.
+twin. Sizes are small, so that the chapter takes well under a minute; notebook 06 shows the same step by step. All layers are
+mapped, in deep models too: a head patched at the last token is one short branch of a sweep.
 """
 
 import re
@@ -27,12 +27,26 @@ from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons, state_neurons
 from emointerp.pairs import world_pairs
 from emointerp.statistics import Interval, mean_interval, value_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, left_out, muted, no_words, number, share, table_html
+from emointerp.tour.chapter import (
+    Chapter,
+    Job,
+    by_name,
+    figure_html,
+    left_out,
+    listed,
+    muted,
+    no_words,
+    number,
+    reached,
+    share,
+    table_html,
+)
 
 TITLE, BEGUN = "Heads and neurons", "I felt"
 PARTS = "Which parts carry it?"
 MOST = 6  # heads in the set
 SHOWN = 10  # neurons in the table
+NOTEBOOK = 100  # random sets in notebook 06
 ALPHA, HALF = 0.05, 0.5
 DONE = {
     RESTORE: "put into the neutral twin's run",
@@ -79,7 +93,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     passed = _passed(frame) if gap.low > 0 else frame.index[:0]
     heads = _with_room(passed, vlm.anatomy.n_heads)
     looks = {name: _look(vlm, picture, job.event) for name, picture in tqdm(job.pictures, desc="attention")}
-    results = {"gap": gap, "map": _by_name(frame), "passed": [*map(_name, passed)], "heads": [*map(_name, heads)]}
+    results = {"gap": gap, "map": by_name(frame), "passed": [*map(_name, passed)], "heads": [*map(_name, heads)]}
     blocks = [("What each head brings over alone", _map_block(vlm, found, sizes["selection"]))] * (gap.low > 0)
     if not heads:
         shown = _lookers(looks.values())
@@ -193,7 +207,7 @@ def _found_line(gap: Interval, passed: pd.MultiIndex, heads: Sequence[Head], n: 
     return (
         f"Beside the emotional pictures the words of their emotion are {_times(gap)} as likely as beside the neutral twins. "
         f"{len(passed)} of {n} heads pass the test that they alone bring a part of this gap over (corrected for all heads). "
-        f"The strongest, tested below on other pictures: {_listed(heads)} (layer.head)."
+        f"The strongest, tested below on other pictures: {_names(heads)} (layer.head)."
     )
 
 
@@ -204,7 +218,8 @@ def _summary(tested: _Tested) -> tuple[str, ...]:
     return (
         f"{_verdict('enough', [put])}: put together into the neutral twins' runs they close {share(put.effect)} of the gap; each "
         f"alone closes {alone.min():.0%} to {alone.max():.0%}. Control: random heads of the same layers close {put.random:.0%} on "
-        f"average, 95% of such sets up to {put.random_95:.0%}; {_reached(put)} of {put.sets} close as much (p = {put.p:.2g}).",
+        f"average, 95% of such sets up to {put.random_95:.0%}; {reached(put.p, put.sets)} of {put.sets} close as much "
+        f"(p = {put.p:.2g}).",
         f"{_verdict('needed', [mean, resample])}: without them {share(mean.effect)} of the gap is lost where they give their mean "
         f"over neutral pictures, {share(resample.effect)} where they give what they gave at one of these. Control: without random "
         f"heads of the same layers it is {mean.random:.0%} (95% up to {mean.random_95:.0%}) and {resample.random:.0%} (up to "
@@ -227,11 +242,6 @@ def _beside(put: pd.Series, *away: pd.Series) -> str:
     if put.effect.low >= HALF and all(row.effect.high < HALF for row in away):
         return " So what they bring over reaches the answer by other ways as well."
     return ""
-
-
-def _reached(row: pd.Series) -> int:
-    """How many random sets do as much."""
-    return round(row.p * (row.sets + 1) - 1)
 
 
 def _looking_line(tested: _Tested) -> str:
@@ -262,9 +272,8 @@ def _named(neurons: Neurons) -> Interval:
     return mean_interval(neurons.table.names != "")
 
 
-def _listed(heads: Sequence[Head]) -> str:
-    *names, last = map(_name, heads)
-    return f"{', '.join(names)} and {last}" if names else last
+def _names(heads: Sequence[Head]) -> str:
+    return listed([*map(_name, heads)], "and")
 
 
 # on the page
@@ -318,7 +327,7 @@ def _check_row(check: str, row: pd.Series) -> dict[str, str]:
         "share of the gap": f"{'closed' if check == RESTORE else 'lost'}: {share(row.effect)}",
         "random sets": f"{row.random:.0%}",
         "95% of them up to": f"{row.random_95:.0%}",
-        "do as much": f"{_reached(row)} of {row.sets}",
+        "do as much": f"{reached(row.p, row.sets)} of {row.sets}",
         "p": f"{row.p:.2g}",
     }
 
@@ -332,13 +341,13 @@ def _single_words() -> str:
 
 
 def _check_words(row: pd.Series) -> str:
+    more = f"; notebook 06 draws {NOTEBOOK}" if row.sets < NOTEBOOK else ""
     return muted(
         f"Enough, or needed: at least half of the gap, as far as the interval tells, and at most {ALPHA:.0%} of random sets do as "
         "much. A set may be enough and not needed, where others do the same work. In the figure, what is lost counts as closed "
         "towards the twin's run. Random sets: as many heads in the same layers, of those that write vectors of the most similar "
         f"length; they hold {row.overlap:.0%} of the tested heads on average, and what they write is {row.norm:.2f} times as long, "
-        f"which may be a part of the difference. {row.sets} sets cannot put p below {1 / (row.sets + 1):.2g}; notebook 06 draws "
-        "100 or more."
+        f"which may be a part of the difference. {row.sets} sets cannot put p below {1 / (row.sets + 1):.2g}{more}."
     )
 
 
@@ -365,7 +374,7 @@ def _neuron_row(row: Any) -> dict[str, str]:
 
 
 def _picture_blocks(vlm: VLM, looks: Mapping[str, _Look], heads: Sequence[Head]) -> list[tuple[str, str]]:
-    alt = f"Maps of {_listed(heads)}: where each looks on the picture"
+    alt = f"Maps of {_names(heads)}: where each looks on the picture"
     return [
         (name, figure_html(plot_attention(vlm, look.prompt, heads), alt) + muted(_even(look) + _LOOKS * (i == 0)))
         for i, (name, look) in enumerate(looks.items())
@@ -385,12 +394,8 @@ _LOOKS = (
 # as numbers
 
 
-def _by_name(frame: pd.DataFrame) -> dict:
-    return frame.set_axis([*map(_name, frame.index)]).to_dict("index")
-
-
 def _test_results(tested: _Tested) -> dict:
-    alone, looks = (_by_name(frame.loc[tested.heads]) for frame in (tested.alone, tested.looks))
+    alone, looks = (by_name(frame.loc[tested.heads]) for frame in (tested.alone, tested.looks))
     return {"alone": alone, "together": tested.together.to_frame().to_dict("index"), "attention": looks}
 
 

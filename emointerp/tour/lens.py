@@ -1,8 +1,8 @@
 """The tour's chapter on the logit lens and information flow: when the answer becomes an emotion word, and by which road.
 
 The lens reads each layer at the last token. Then three ways to ask for the road from the picture's tokens (V) by those of the event
-and the request (Q) to the last one (L): saliency, cutting and transplants. Sizes are small; notebook 05 measures the same on more,
-and cuts window by window.
+and the request (Q) to the last one (L): saliency, cutting and transplants. Sizes are small; notebook 05 shows the same step by
+step, and cuts window by window.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
         return left_out("lens", TITLE, why)
     prompts = [(name, vlm.prompt(picture, job.event, answer=BEGUN)) for name, picture in job.pictures]
     read = [(name, logit_lens(vlm, prompt)) for name, prompt in tqdm(prompts, desc="lens")]
-    measured = emergence(vlm, sample("test", job.sizes.lens["pictures"], seed=5, emotions=BASIC))
+    measured = emergence(vlm, sample("test", job.sizes.lens["pictures"], seed=5, emotions=BASIC), batch=job.batch)
     gap = _gap(measured)
     roads = _roads(vlm, job.sizes.lens["pairs"]) if gap.low > 0 else None
     blocks = [("When the word becomes likely, over the test split", _lens_block(measured))]

@@ -25,8 +25,8 @@ from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
 from emointerp.tour import heads, lens, sae, saliency, start_here, steering, superposition, veena
-from emointerp.tour.chapter import LEFT_OUT, RAN, STOPPED, Chapter, Job, left_out
-from emointerp.tour.sizes import FULL, LIMIT, NAMED, QUICK, Pace, Sizes, seconds, spoken
+from emointerp.tour.chapter import BECAME, RAN, STOPPED, Chapter, Job, left_out
+from emointerp.tour.sizes import FULL, LIMIT, NAMED, QUICK, Pace, Sizes, seconds, spoken, stories_together
 
 CHAPTERS: tuple[ModuleType, ...] = (start_here, superposition, sae, saliency, steering, lens, heads, veena)
 NEEDS = {"veena": "heads"}  # a chapter that goes on from what another found
@@ -64,6 +64,7 @@ def run(
         to_image(image)
     job = Job(_named(images) or start_here.bundled_pictures(), event)
     vlm = model if isinstance(model, VLM) else load(model, device=device, dtype=dtype)
+    job = replace(job, batch=stories_together(vlm, [picture for _, picture in job.pictures], event))
     sizes, omitted = (asked, {}) if isinstance(asked, Sizes) else _planned(vlm, job)
     job = replace(job, sizes=sizes)
     chapters = _chapters(vlm, job, omitted)
@@ -89,7 +90,7 @@ def _planned(vlm: VLM, job: Job) -> tuple[Sizes, dict[str, str]]:
     """Sizes that this model can do in time, and, by chapter, why it is left out all the same."""
     if vlm.name in BUNDLED:
         return FULL, {}
-    pace, n = Pace.measured(vlm, job.pictures[0][1], job.event), len(job.pictures)
+    pace, n = Pace.measured(vlm, job.pictures[0][1], job.event, job.batch), len(job.pictures)
     full, quick = (seconds(sizes, pace, vlm.anatomy, n) for sizes in (FULL, QUICK))
     if sum(full.values()) <= LIMIT:
         return FULL, {}
@@ -102,9 +103,11 @@ def _planned(vlm: VLM, job: Job) -> tuple[Sizes, dict[str, str]]:
 
 
 def _too_long(expected: Mapping[str, float], pace: Pace) -> dict[str, str]:
-    """Chapters for which no time is left, in the order of the page."""
+    """Chapters for which no time is left, in the order of the page; what goes on from one of them takes none."""
     total, omitted = 0.0, {}
     for name, takes in expected.items():
+        if NEEDS.get(name) in omitted:
+            continue
         if total + takes <= LIMIT:
             total += takes
         else:
@@ -125,14 +128,12 @@ def _chapters(vlm: VLM, job: Job, omitted: Mapping[str, str]) -> list[Chapter]:
         if name in omitted:
             chapters.append(left_out(name, module.TITLE, omitted[name]))
         elif before is not None and before.state != RAN:
-            why = f"Left out: it goes on from what the chapter “{before.title}” finds, and that one {_STATES[before.state]}."
+            why = f"Left out: it goes on from what the chapter “{before.title}” finds, and that one {BECAME[before.state]}."
             chapters.append(left_out(name, module.TITLE, why))
         else:
-            chapters.append(_made(module, vlm, replace(job, found={c.name: c.found for c in chapters})))
+            found = {name: chapter.found for name, chapter in states.items()}
+            chapters.append(_made(module, vlm, replace(job, found=found, states={n: c.state for n, c in states.items()})))
     return chapters
-
-
-_STATES = {LEFT_OUT: "was left out", STOPPED: "was stopped by an error"}
 
 
 def _made(module: ModuleType, vlm: VLM, job: Job) -> Chapter:
@@ -144,10 +145,17 @@ def _made(module: ModuleType, vlm: VLM, job: Job) -> Chapter:
         return left_out(_name_of(module), module.TITLE, f"This model cannot be read in the way that this chapter needs. {error}")
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no words'}"
-        results = {"error": said, "traceback": traceback.format_exc()}
+        traceback.print_exception(error)
+        results = {"error": said, "traceback": _frames(error)}
         why = f"This chapter was stopped by an error, so nothing of it stands. {said}"
         return Chapter(_name_of(module), module.TITLE, (why,), (), results, state=STOPPED)
     return replace(chapter, results=chapter.results | {"seconds": time.perf_counter() - began})
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where an error came from, without the folders of this machine: results are passed on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}" for frame in frames]
 
 
 def _name_of(module: ModuleType) -> str:
@@ -263,6 +271,7 @@ def _said(numbers: Mapping[str, int]) -> str:
 
 def _results(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> dict:
     head = {"emointerp": emointerp.__version__, "model": vlm.name, "event": job.event, "seconds": took, "sizes": asdict(job.sizes)}
+    head["batch"] = job.batch
     head["chapters"] = {chapter.name: chapter.state for chapter in chapters}
     return _plain(head) | {chapter.name: _plain(chapter.results) for chapter in chapters}
 

@@ -1,8 +1,8 @@
 """The tour's chapter on features: a picture's vector as the few features that fire, and where emotions lie among them.
 
 Directions are learned on one split, the probe beside them is chosen on another, and what is reported comes from a third. Sizes are
-small, so that the chapter takes well under half a minute; notebook 02 measures the same on more. An SAE belongs to one tower: for a
-model that none comes with the chapter says so, and measures nothing.
+small, so that the chapter takes well under half a minute; notebook 02 shows the same step by step. An SAE belongs to one tower: for
+a model that none comes with the chapter says so, and measures nothing.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ from emointerp.lens import emotion_metrics
 from emointerp.models import VLM
 from emointerp.saliency import AnswerTarget, SaliencyMap, answer, check_maps, saliency_map
 from emointerp.saliency.check import ALONE, CONTROLS, OTHER, RANDOM
-from emointerp.tour.chapter import Chapter, Job, figure_html, left_out, muted, no_words
+from emointerp.tour.chapter import Chapter, Job, by_name, figure_html, left_out, muted, no_words
 from emointerp.tracing import Metric, run
 from emointerp.world import Scene, sample
 
@@ -46,7 +46,8 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     table = checked.to_frame()
     blocks = [("Can the maps be believed?", figure_html(checked.plot(), _alt(table)) + _explained(len(scenes)))]
     blocks += [(name, figure_html(found.plot(), _map_alt(name, found)) + _registers(found)) for name, found in shown.items()]
-    results = {"test split": _by_name(table), "pictures": {name: _result(found) for name, found in shown.items()}}
+    kept = table.drop(columns=["deletion", "insertion"]).map(_plain)
+    results = {"test split": by_name(kept), "pictures": {name: _result(found) for name, found in shown.items()}}
     return Chapter("saliency", TITLE, _summary(table), tuple(blocks), results, plain=((WHERE, _where(table)),))
 
 
@@ -115,11 +116,6 @@ def _alt(table: pd.DataFrame) -> str:
 
 def _map_alt(name: str, found: SaliencyMap) -> str:
     return f"{name}, and over it a heat map of what {found.target} moves with"
-
-
-def _by_name(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    kept = table.drop(columns=["deletion", "insertion"])
-    return {str(method): {name: _plain(value) for name, value in row.items()} for method, row in kept.iterrows()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,31 +1,38 @@
 """How much the tour measures: all of it, or less where a model is slow; and what that will take, from two speeds of this model.
 
 The estimate counts what each chapter has the model do (pictures embedded, prompts read, with and without gradients, stories told)
-and multiplies by the seconds of one: measured on this machine (`Pace.measured`), or computed for a GPU (`Pace.expected`). It is
-good to a factor of about two, enough to tell minutes from hours.
+and multiplies by the seconds of one, measured with this model on this machine (`Pace.measured`). It is good to a factor of about
+two, enough to tell minutes from hours.
 """
 
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from emointerp.models import VLM
+from emointerp.errors import InputError
+from emointerp.models import VLM, expect
 from emointerp.models.anatomy import Anatomy
-from emointerp.models.budget import GPU, Budget
+from emointerp.models.budget import GPU
 from emointerp.tracing import collect
+from emointerp.world import sample
 
 LIMIT = 15 * 60  # seconds, beyond which the tour of a slow model is cut down
 GRADIENT = 3.0  # a forward and its gradients, beside a forward
 BRANCHES = 150  # interventions at the last token that take as long as reading a prompt
-TOKENS, BATCH = 48, 8  # of a story; stories told together
+TOKENS, BATCH = 48, 32  # of a story; stories told together where memory does not bind
+PATIENCE = 20  # seconds of telling a few words, times the stories told together, beyond which one story's pace is worked out
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of pictures, pairs, draws (2 or more, but of random maps) and layers at most, by chapter; the page says `name`."""
+    """Numbers of pictures, pairs, draws (of steering 2 or more) and layers at most, by chapter; the page says `name`.
+
+    A chapter takes all of its numbers: `Sizes("mine", saliency={**FULL.saliency, "pictures": 6})`. InputError for others.
+    """
 
     name: str = "full"
     start_here: Mapping[str, int] = field(default_factory=lambda: {"test": 140, "conflict": 90})
@@ -38,6 +45,24 @@ class Sizes:
     )
     heads: Mapping[str, int] = field(default_factory=lambda: {"selection": 24, "test": 24, "sets": 100, "neurons": 30})
     veena: Mapping[str, int] = field(default_factory=lambda: {"tuning": 18, "conflict": 36, "neutrals": 24, "draws": 2})
+
+    def __post_init__(self) -> None:
+        for one in fields(self)[1:]:
+            _check_numbers(one.name, getattr(self, one.name), one.default_factory())
+
+
+def _check_numbers(chapter: str, given: Mapping[str, int], full: Mapping[str, int]) -> None:
+    """Refuse names that a chapter does not know, missing ones, and numbers below the least."""
+    least = {name: 2 if (chapter, name) == ("steering", "draws") else 1 for name in full}
+    wrong = [f"{name} is missing" for name in full if name not in given]
+    wrong += [f"{name} is not known" for name in given if name not in full]
+    wrong += [
+        f"{name} is {n!r}, expected {least[name]} or more"
+        for name, n in given.items()
+        if name in full and (isinstance(n, bool) or not isinstance(n, int) or n < least[name])
+    ]
+    if wrong:
+        raise InputError(f"Sizes of the chapter {chapter}: {'; '.join(wrong)}. Expected whole numbers for {', '.join(full)}.")
 
 
 FULL = Sizes()
@@ -63,21 +88,27 @@ class Pace:
     story: float
 
     @classmethod
-    def measured(cls, vlm: VLM, picture: Any, event: str) -> "Pace":
+    def measured(cls, vlm: VLM, picture: Any, event: str, batch: int = BATCH) -> "Pace":
         """Of this model on this machine; the quicker of two readings, as the first warms up. A slow model tells few words."""
         prompt = vlm.prompt(picture, event)
         read = min(_seconds(lambda: collect(vlm, prompt, ["residual"], positions="last")) for _ in range(2))
         few = _seconds(lambda: vlm.generate(prompt, max_new_tokens=4))
-        if few > 2:
+        if few * batch > PATIENCE:
             return cls(read, read + max(0.0, few - read) / 3 * TOKENS)
-        return cls(read, _seconds(lambda: vlm.generate([prompt] * BATCH, batch=BATCH, max_new_tokens=TOKENS)) / BATCH)
+        return cls(read, _seconds(lambda: vlm.generate([prompt] * batch, batch=batch, max_new_tokens=TOKENS)) / batch)
 
-    @classmethod
-    def expected(cls, budget: Budget, gpu: GPU) -> "Pace":
-        """Of a model that was never loaded, by the formulas of `emointerp.models.expect`."""
-        batch = min(BATCH, budget.batch(gpu))
-        read = budget.prompt_seconds(gpu)
-        return cls(read, read + TOKENS * budget.step_seconds(gpu, batch) / batch)
+
+def stories_together(vlm: VLM, pictures: Sequence[Any], event: str) -> int:
+    """How many stories to tell at a time: on a GPU as many as its memory holds (`Budget.batch`) with the largest picture."""
+    if vlm.device.type != "cuda":
+        return BATCH
+    prompts = [vlm.prompt(picture, event) for picture in (*pictures, sample("test", 1)[0].scene)]
+    longest = max(prompts, key=len)
+    visual, bits = len(longest.visual), next((n for n in (4, 8) if getattr(vlm.model, f"is_loaded_in_{n}bit", False)), None)
+    devices = {vlm.device} | {p.device for p in vlm.model.parameters() if p.device.type == "cuda"}
+    memory = sum(torch.cuda.mem_get_info(device)[1] for device in devices)
+    budget = expect(vlm, visual=visual, text=len(longest) - visual, bits=bits)
+    return max(1, budget.batch(GPU(memory, math.inf, math.inf)))
 
 
 def _seconds(work: Any) -> float:
@@ -89,7 +120,10 @@ def _seconds(work: Any) -> float:
 
 
 def seconds(sizes: Sizes, pace: Pace, anatomy: Anatomy, pictures: int, sae: bool = False) -> dict[str, float]:
-    """What each chapter will take, by its name; `pictures` of the user's own, `sae`: whether one comes with the model."""
+    """What each chapter will take, by its name, in the order of the page.
+
+    `pictures`: how many of the user's own; `sae`: whether one comes with the model.
+    """
     s, m, h, v = sizes.steering, sizes.saliency, sizes.heads, sizes.veena
     layers, emotions = anatomy.n_layers, 6
     gradients = m["copies"] + 3
@@ -105,8 +139,8 @@ def seconds(sizes: Sizes, pace: Pace, anatomy: Anatomy, pictures: int, sae: bool
         "superposition": 2 * sum(sizes.superposition.values()),
         "sae": sum(sizes.sae.values()) if sae else 0,
         "saliency": m["pictures"] * seen + pictures * m["copies"] * GRADIENT,
-        "lens": 2 * sizes.lens["pictures"] + sizes.lens["pairs"] * roads + pictures,
         "steering": 2 * s["direction"] + 2 * pushed,
+        "lens": 2 * sizes.lens["pictures"] + sizes.lens["pairs"] * roads + pictures,
         "heads": mapped + checked + 2 * pictures,
         "veena": 2 * v["tuning"] * 6,
     }

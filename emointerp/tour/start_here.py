@@ -33,7 +33,8 @@ def bundled_pictures() -> tuple[tuple[str, Any], ...]:
 def chapter(vlm: VLM, job: Job) -> Chapter:
     """Read the pictures, then measure on the test split; what it found is each picture's `Telling`."""
     readings = [(name, read(vlm, picture, job.event)) for name, picture in tqdm(job.pictures, desc="pictures")]
-    measured, guessed = scores(vlm, job.sizes.start_here["test"]), see_or_guess(vlm, job.sizes.start_here["conflict"])
+    sizes = job.sizes.start_here
+    measured, guessed = scores(vlm, sizes["test"], batch=job.batch), see_or_guess(vlm, sizes["conflict"], batch=job.batch)
     named = _named(guessed)
     blocks = [(name, _reading_block(reading)) for name, reading in readings]
     blocks.append(("How well it reads the test split", _measured_block(measured)))
@@ -91,7 +92,10 @@ def _unsure(readings: list[tuple[str, Reading]]) -> list[str]:
 def _measured_line(measured: Scores) -> str:
     rates = measured.intervals()
     told, false = rates["hit rate"], rates["false-emotion rate"]
-    return f"Of {told.n} other drawings {share(told)} do; of {false.n} drawn without feeling {share(false)} name one all the same."
+    return (
+        f"In the test split {share(told)} of the stories of {told.n} drawings name the drawn emotion; of {false.n} stories of "
+        f"drawings without feeling {share(false)} name one all the same."
+    )
 
 
 def _cause(guessed: SeeOrGuess, named: dict[str, dict[str, Interval]]) -> str:

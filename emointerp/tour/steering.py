@@ -1,7 +1,7 @@
 """The tour's chapter on steering: is there a direction for each emotion, and does a push along it rewrite neutral stories?
 
 Four splits, none used twice: directions from one, the layer from the next, each emotion's strength from the third, and what is
-reported from the last. Sizes are small, so that the chapter takes well under a minute; notebook 04 measures the same on more.
+reported from the last. Sizes are small, so that the chapter takes well under a minute; notebook 04 shows the same step by step.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +22,7 @@ from emointerp.plots import COLORS
 from emointerp.start_here import Telling, tell
 from emointerp.statistics import Interval, mean_interval
 from emointerp.steering import MAX_COST, Choice, S, Steering, differences, steer
-from emointerp.tour.chapter import Chapter, Job, figure_html, muted, number, scrolling, share, table_html
+from emointerp.tour.chapter import Chapter, Job, figure_html, listed, muted, number, reached, scrolling, share, table_html
 from emointerp.tracing import perplexity, sweep
 
 TITLE, BEGUN = "Steering vectors", "I felt"
@@ -71,7 +71,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     What it found is the layer, None where no push helps.
     """
     sizes = job.sizes.steering
-    found = differences(vlm, world_pairs("direction", sizes["direction"]), answer=BEGUN)
+    found = differences(vlm, world_pairs("direction", sizes["direction"]), answer=BEGUN, batch=job.batch)
     directions = _directions(found)
     tried = _steered(vlm, "selection", sizes, directions, _layers(vlm, sizes["layers"]), ALPHAS["selection"])
     layers = tried.emotional_layer()
@@ -177,7 +177,7 @@ def _summary(directions: Directions, choice: Choice, tested: _Tested, pushed: Co
         f"they are pushed towards, no other, and stay fluent. Without a push it is {share(tested.clean('_before'))}; beside the "
         f"emotional pictures themselves {share(tested.clean('_goal'))}.",
         f"Control: {_verdict(tested.controls)}",
-        f"Pushed towards {_listed([e for e in directions.emotions if e not in idle])}, "
+        f"Pushed towards {listed([e for e in directions.emotions if e not in idle])}, "
         f"{share(others)} of the stories name another emotion.",
     ]
     if new:
@@ -186,30 +186,30 @@ def _summary(directions: Directions, choice: Choice, tested: _Tested, pushed: Co
             f"{sum(new)} of {len(new)} stories name them then. The strengths were chosen on neutral pictures."
         )
     if idle:
-        lines.append(f"Not pushed towards {_listed(idle)}: on the tuning split no strength kept the limits.")
+        lines.append(f"Not pushed towards {listed(idle)}: on the tuning split no strength kept the limits.")
     return tuple(lines)
 
 
 def _verdict(controls: pd.DataFrame) -> str:
     gain, drawn = controls.value["effect"], controls.drop("effect")
-    reached = {name: _reached(row) for name, row in drawn.iterrows() if _reached(row) or row.less.low <= 0}
+    as_much = {name: _as_much(row) for name, row in drawn.iterrows() if _as_much(row) or row.less.low <= 0}
     under = ", ".join(f"{name} {share(row.value)}" for name, row in drawn.iterrows())
     said = f"the push gains {share(gain)} of the stories; pushes along other directions, {_draws(controls)} of each kind: {under}. "
     if gain.low <= 0:
         return said + "This gain could be chance: no direction that steers was found."
-    if not reached:
+    if not as_much:
         return said + "No drawn direction gains as much, so where the push points is what counts."
-    as_much = ", ".join(f"{name} ({n} of {_draws(controls)} draws gain as much)" for name, n in reached.items())
-    return said + f"It is not clearly above {as_much}, so this does not show that it takes just these directions."
+    near = ", ".join(f"{name} ({n} of {_draws(controls)} draws gain as much)" for name, n in as_much.items())
+    return said + f"It is not clearly above {near}, so this does not show that it takes just these directions."
 
 
 def _draws(controls: pd.DataFrame) -> int:
     return int(controls.drop("effect").draws.iloc[0])
 
 
-def _reached(control: pd.Series) -> int:
+def _as_much(control: pd.Series) -> int:
     """How many draws of a control gain as much as S."""
-    return round(control.p_draws * (control.draws + 1) - 1)
+    return reached(control.p_draws, control.draws)
 
 
 def _nothing(directions: Directions) -> tuple[str, ...]:
@@ -228,10 +228,6 @@ def _kept(directions: Directions) -> list[str]:
         "For at least one emotion no story of its pictures names it. So the directions stand on all pairs, whatever their stories "
         "say, and may be no directions of feeling."
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 # on the page
@@ -267,7 +263,7 @@ def _control_row(name: str, row: pd.Series) -> dict[str, str]:
     if name not in CONTROLS:
         return shown | {"S gains more by": "", "p": "", "draws that gain as much": ""}
     less = {"S gains more by": share(row.less), "p": f"{row.p:.4f}"}
-    return shown | less | {"draws that gain as much": f"{_reached(row)} of {row.draws:.0f}"}
+    return shown | less | {"draws that gain as much": f"{_as_much(row)} of {row.draws:.0f}"}
 
 
 def _control_words(layer: int, won: float, sizes: Mapping[str, int]) -> str:

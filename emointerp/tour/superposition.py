@@ -1,7 +1,7 @@
 """The tour's chapter on superposition: what can be read from the vision tower's vectors, and how its directions share them.
 
 Scenes of the drawn world, whose factors are known; read on other identities than the fit saw. Sizes are small, so that the chapter
-takes some seconds; notebook 01 measures the same on more, beside toy models.
+takes some seconds; notebook 01 shows the same step by step, beside toy models.
 """
 
 from collections.abc import Mapping

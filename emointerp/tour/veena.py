@@ -2,7 +2,7 @@
 
 Heads and neurons are those that the chapter before found on the selection split; strengths are chosen on the tuning split, by the
 rule of `veena.fit` on a small grid; what is reported comes from the test split, beside controls. Sizes are small, so that the
-chapter takes well under a minute; notebook 07 measures the same on more, beside more rivals.
+chapter takes well under a minute; notebook 07 shows the same step by step, beside PAI as a rival.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,28 @@ from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.start_here import Telling, conflict_intensities, tell_all
 from emointerp.statistics import Interval, mean_interval
-from emointerp.tour.chapter import Chapter, Job, figure_html, left_out, muted, points, scrolling, share, table_html
+from emointerp.tour.chapter import (
+    BECAME,
+    LEFT_OUT,
+    RAN,
+    Chapter,
+    Job,
+    figure_html,
+    left_out,
+    listed,
+    muted,
+    points,
+    scrolling,
+    share,
+    table_html,
+)
 from emointerp.veena import Fit, Veena
 
 TITLE = "Mending without training (VEENA)"
 MENDED = "Can it be mended?"
 BETAS, GAMMAS = (1, 4, 8), (1, 1.5)
 MAX_FALSE, MAX_COST = 0.02, 1.5  # limits on the tuning split, as `veena.fit` has them
-SHOWN, TOKENS, BATCH = 6, 64, 36
+SHOWN, TOKENS = 6, 64
 SETS = {"conflict": CONFLICT, "neutrals": NEUTRALS}  # as `Sizes` calls them, and the harness
 MINE, VEE, RANDOM, PROMPTED = "VEENA", "VEE alone", "random heads and neurons", "emotion prompt"
 
@@ -107,29 +121,29 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
         return left_out("veena", TITLE, _NOTHING, circuit=None)
     sizes = job.sizes.veena
     l_emo = job.found.get("steering")
-    fitted = _fitted(vlm, circuit, vlm.anatomy.n_layers // 2 if l_emo is None else l_emo, sizes["tuning"])
+    fitted = _fitted(vlm, circuit, vlm.anatomy.n_layers // 2 if l_emo is None else l_emo, sizes["tuning"], job.batch)
     blocks = [("The strengths, chosen on the tuning split", _fit_block(vlm, fitted, sizes["tuning"]))]
     results = {"circuit": _parts(fitted.veena), "l_emo": fitted.veena.l_emo, "tuning": _tuning_results(fitted, sizes["tuning"])}
-    found = _found_line(fitted.veena, l_emo)
+    found = _found_line(fitted.veena, _border(job))
     if not fitted.veena.edits():
         idle = _idle(fitted, sizes["tuning"])
         return Chapter("veena", TITLE, (found, idle), tuple(blocks), results, plain=((MENDED, _not_mended(fitted)),))
-    tested, told = _tested(vlm, fitted.veena, sizes), _told(vlm, job, fitted.veena)
+    tested, told = _tested(vlm, fitted.veena, sizes, job.batch), _told(vlm, job, fitted.veena)
     blocks += [*_test_blocks(tested), ("This report's pictures, before and after", _stories(told) + muted(_PICTURES))]
     results |= {"test split": _test_results(tested), "pictures": {case.name: _story_results(case) for case in told}}
     summary = (found, _chosen_line(fitted, sizes["tuning"]), *_summary(tested), _picture_line(told))
     return Chapter("veena", TITLE, summary, tuple(blocks), results, plain=((MENDED, _mended(tested)),))
 
 
-def _fitted(vlm: VLM, circuit: Circuit, l_emo: int, n: int) -> Fit:
+def _fitted(vlm: VLM, circuit: Circuit, l_emo: int, n: int, batch: int) -> Fit:
     gammas = GAMMAS if circuit.neurons else (1,)
-    limits = {"max_false": MAX_FALSE, "max_cost": MAX_COST, "max_new_tokens": TOKENS}
-    return veena.fit(vlm, circuit, conflict_pairs(vlm, n), l_emo, betas=BETAS, gammas=gammas, **limits)
+    how = {"max_false": MAX_FALSE, "max_cost": MAX_COST, "max_new_tokens": TOKENS, "batch": batch}
+    return veena.fit(vlm, circuit, conflict_pairs(vlm, n), l_emo, betas=BETAS, gammas=gammas, **how)
 
 
-def _tested(vlm: VLM, value: Veena, sizes: Mapping[str, int]) -> _Tested:
+def _tested(vlm: VLM, value: Veena, sizes: Mapping[str, int], batch: int) -> _Tested:
     items = {name: world_items(vlm, name, sizes[short]) for short, name in SETS.items()}
-    how = {"max_new_tokens": TOKENS, "batch": BATCH, "perplexity": False}
+    how = {"max_new_tokens": TOKENS, "batch": batch, "perplexity": False}
     return _Tested(items, evaluate(vlm, _methods(vlm, value, sizes["draws"]), items, **how))
 
 
@@ -143,11 +157,11 @@ def _methods(vlm: VLM, value: Veena, draws: int) -> list[Method]:
 
 def _told(vlm: VLM, job: Job, value: Veena) -> list[_Case]:
     """The stories of the job's pictures without and with VEENA; the first are those of the tour's first chapter."""
-    asked = [(picture, job.event) for _, picture in job.pictures]
+    asked, how = [(picture, job.event) for _, picture in job.pictures], {"max_new_tokens": TOKENS, "batch": job.batch}
     known = job.found.get("start_here")
-    before = tell_all(vlm, asked, max_new_tokens=TOKENS) if known is None else [known[name] for name, _ in job.pictures]
+    before = tell_all(vlm, asked, **how) if known is None else [known[name] for name, _ in job.pictures]
     with veena.on(vlm, value):
-        after = tell_all(vlm, asked, max_new_tokens=TOKENS)
+        after = tell_all(vlm, asked, **how)
     return [_Case(name, one, other) for (name, _), one, other in zip(job.pictures, before, after, strict=True)]
 
 
@@ -181,9 +195,17 @@ _PICTURES = (
 )
 
 
-def _found_line(value: Veena, l_emo: int | None) -> str:
+def _border(job: Job) -> str:
+    """Why the heads part at this layer."""
+    if job.found.get("steering") is not None:
+        return "where a push works best"
+    state = job.states.get("steering", LEFT_OUT)
+    why = "no push of the chapter on steering helped" if state == RAN else f"the chapter on steering {BECAME[state]}"
+    return f"halfway, as {why}"
+
+
+def _found_line(value: Veena, border: str) -> str:
     up, down, neurons = (len(getattr(value, name)) for name in Veena.lists)
-    border = "where a push works best" if l_emo is not None else "halfway, as no push of the chapter on steering helped"
     ena = f"ENA multiplies by γ what {neurons} neurons do that state a feeling. VEENA is both."
     return (
         f"Amplified is what the chapter before found; nothing is trained. VEE multiplies the attention that {up + down} heads pay "
@@ -242,7 +264,7 @@ def _rank(tested: _Tested, others: Sequence[str]) -> str:
     """Above which methods VEENA is, as far as intervals tell."""
     above = [name for name in others if tested.more(CONFLICT, MINE, name).low > 0]
     rest = [name for name in others if name not in above]
-    said = [f"clearly above {_listed(above)}"] * bool(above) + [f"not clearly above {_listed(rest)}"] * bool(rest)
+    said = [f"clearly above {_rivals(above)}"] * bool(above) + [f"not clearly above {_rivals(rest)}"] * bool(rest)
     too = " Random ones gain too, so a part of the gain does not take just these." * (tested.more(CONFLICT, RANDOM).low > 0)
     return f"VEENA is {', and '.join(said)}.{too}"
 
@@ -269,9 +291,8 @@ def _picture_line(told: Sequence[_Case]) -> str:
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    names = [f"the {name}" if name == PROMPTED else name for name in names]
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
+def _rivals(names: Sequence[str]) -> str:
+    return listed([f"the {name}" if name == PROMPTED else name for name in names])
 
 
 # on the page

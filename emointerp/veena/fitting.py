@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -16,18 +17,20 @@ from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads import HeadMap, amplification_map, head_map
 from emointerp.heads.maps import LOOKING
-from emointerp.lens import Words
+from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.neurons import state_neurons
-from emointerp.pairs import Pair, check_disjoint, fingerprint
+from emointerp.pairs import Pair, check_disjoint, fingerprint, twin_prompts
 from emointerp.plots import band, new_figure
 from emointerp.statistics import mean_interval
-from emointerp.tracing import Edit, generate, perplexity
+from emointerp.tracing import Edit, generate, perplexity, run
 from emointerp.veena.strength import BEGUN
 from emointerp.veena.value import Veena
 
 PATCHING, AMPLIFICATION = RULES = "patching", "amplification"
-_KINDS = ("patching", "amplifying")  # of maps that are exact
+_METRIC = "log mass"
+_CHECKED = 4  # pairs of a map that are measured anew
+_KINDS = {"patching": "denoising", "amplifying": LOOKING}  # of maps that are exact, and their direction
 _NO_L_EMO = "Heads up to l_emo look from the query, later ones from the current token: name l_emo, such as l_emo=3."
 Question = tuple[Any, str, str]  # picture, question, the right answer
 _COLORS = ("#8A8F98", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7")
@@ -96,6 +99,7 @@ def fit(
     wheels: WheelsLike = None,
     answer: str = BEGUN,
     max_new_tokens: int = 64,
+    batch: int = 32,
     progress: bool = True,
     **options: Any,
 ) -> Fit:
@@ -108,8 +112,8 @@ def fit(
     Limits: false emotions on the neutral sides rise by at most `max_false`; the stories' perplexity under the unedited model is at
     most `max_cost` times that of the stories without edits (geometric mean); of plain `questions` (picture, question, answer)
     `max_wrong` more are answered wrongly at most. No edit is always among what is tried; of equal exact rates the weakest is taken.
-    (Of fewer than 50 neutral sides one false emotion is more than 2 points, so no further one is allowed.) `options` are fields of
-    `Veena` (form, prefill_at, …). Greedy; test on a third split.
+    (Of fewer than 50 neutral sides one false emotion is more than 2 points, so no further one is allowed.) Stories are told `batch`
+    at a time. `options` are fields of `Veena` (form, prefill_at, …). Greedy; test on a third split.
     """
     circuit = selection
     if not isinstance(selection, Circuit):
@@ -124,8 +128,9 @@ def fit(
         for gamma in sorted({1.0, *gammas})
     }
     lists = {key: value.edits() for key, value in values.items()}
-    stories = _told(vlm, tuning, lists, wheels, max_new_tokens, progress)
-    right = _answered(vlm, questions, lists, max_new_tokens, progress) if questions else None
+    how = {"max_new_tokens": max_new_tokens, "batch": batch}
+    stories = _told(vlm, tuning, lists, wheels, how, progress)
+    right = _answered(vlm, questions, lists, how, progress) if questions else None
     table = _tried(stories, max_false, max_cost, right, max_wrong)
     best = table[table.chosen].iloc[0]
     return Fit(values[best.beta, best.gamma], circuit, table, stories, max_false)
@@ -148,7 +153,11 @@ def find_circuit(
     - `by="patching"`: heads that carry the emotion from the picture into its neutral twin's run (`heads.head_map`).
     - `by="amplification"`: heads whose larger look at the picture does most beside an event that contradicts it; those up to
       `l_emo` look from the query (`heads.amplification_map`). The pairs bring a neutral event along.
-    - `by` one of these maps, made of the same pairs before (with the same words, answer and l_emo): it is not made again.
+    - `by` one of these maps, made before: it is not made again. It must be of the same pairs, model, words and answer, and of the
+      log mass: of `amplification_map(vlm, pairs, l_emo)` with the same l_emo; or of `head_map(vlm, twins)`, denoising, at the last
+      token, where twins are the pairs both sides of which stand beside the neutral event, if they have one (`neutral_event=None`,
+      as what contradicts the picture would be patched along). Without its patches a map's first pairs are measured anew, and it is
+      refused where that gives other numbers. What it cannot say of itself is not checked: l_emo, positions, beta.
 
     Twins are patched beside the neutral event, where pairs have one. Neurons are scanned and patched (`neurons` of them, 0 for
     none) on the same pairs, so that their p is not one of held-out data: halves of a few dozen would confirm none.
@@ -158,12 +167,12 @@ def find_circuit(
     twins = [p if p.neutral_event is None else replace(p, event=p.neutral_event, neutral_event=None) for p in pairs]
     options: dict[str, Any] = {"words": words, "answer": answer, "progress": progress}
     if isinstance(by, HeadMap):
-        found = _checked_map(by, pairs)
+        found = _checked_map(vlm, by, pairs, twins, words, answer)
     else:
         found = head_map(vlm, twins, **options) if by == PATCHING else _amplification(vlm, pairs, l_emo, options)
     best = _placed(found, heads, l_emo)
     states = state_neurons(vlm, twins, k=neurons, **options).parts() if neurons else []
-    return Circuit.of(vlm, best, states, pairs=pairs, metric="log mass")
+    return Circuit.of(vlm, best, states, pairs=pairs, metric=_METRIC)
 
 
 def _amplification(vlm: VLM, pairs: Sequence[Pair], l_emo: int | None, options: dict[str, Any]) -> HeadMap:
@@ -172,8 +181,8 @@ def _amplification(vlm: VLM, pairs: Sequence[Pair], l_emo: int | None, options: 
     return amplification_map(vlm, pairs, l_emo, **options)
 
 
-def _checked_map(found: HeadMap, pairs: Sequence[Pair]) -> HeadMap:
-    """A map of exact effects on these very pairs."""
+def _checked_map(vlm: VLM, found: HeadMap, pairs: Sequence[Pair], twins: Sequence[Pair], words: Words, answer: str) -> HeadMap:
+    """A map of exact effects on these very pairs and questions."""
     if found.kind not in _KINDS:
         raise InputError(f"This map is one of {found.kind}, a guess; expected a head_map or an amplification_map.")
     if found.pairs().picture.tolist() != [fingerprint(to_image(pair.emotional)) for pair in pairs]:
@@ -181,7 +190,33 @@ def _checked_map(found: HeadMap, pairs: Sequence[Pair]) -> HeadMap:
             f"This map is of other pairs ({len(found.pairs())} of them, and {len(pairs)} came): a circuit names the pairs that it "
             "was found on, so give those that the map was made of, in their order."
         )
+    if (found.metric, found.direction) != (_METRIC, _KINDS[found.kind]):
+        raise InputError(
+            f"This map is of {found.metric!r}, {found.direction}; expected {_METRIC!r}, {_KINDS[found.kind]}. Make it with the "
+            "default metric and direction."
+        )
+    _check_questions(vlm, found, pairs if found.direction == LOOKING else twins, words, answer)
     return found
+
+
+def _check_questions(vlm: VLM, found: HeadMap, pairs: Sequence[Pair], words: Words, answer: str) -> None:
+    """Refuse a map whose runs without a patch have another log mass than this model gives beside these events."""
+    metrics, near = metrics_of(vlm, pairs, _METRIC, words), 0.01 if vlm.model.dtype == torch.float32 else 0.3
+    for pair, known in zip(pairs[:_CHECKED], found.pairs().itertuples(), strict=False):
+        both = _looked(vlm, pair, answer) if found.direction == LOOKING else twin_prompts(vlm, pair, answer)
+        donor, receiver = (float(metrics[pair.emotion](run(vlm, prompt).logits[None])) for prompt in both)
+        if not np.allclose([donor, receiver], [known.donor, known.receiver], rtol=0, atol=near):
+            made = "amplification_map of these pairs" if found.direction == LOOKING else "head_map of twins beside neutral events"
+            raise InputError(
+                f"This map is of other questions: of the pair {pair.name or known.Index} it has log masses without a patch of "
+                f"{known.donor:.2f} and {known.receiver:.2f}; this model, with these events, words and this answer, has "
+                f"{donor:.2f} and {receiver:.2f}. Expected {made}, with the same words and answer."
+            )
+
+
+def _looked(vlm: VLM, pair: Pair, answer: str) -> list[Prompt]:
+    """The picture beside the neutral event, and beside the one that contradicts it."""
+    return [vlm.prompt(pair.emotional, event, answer=answer) for event in (pair.minus[1], pair.event)]
 
 
 def _placed(found: HeadMap, k: int, l_emo: int | None) -> list[Head]:
@@ -199,13 +234,13 @@ def _told(
     pairs: Sequence[Pair],
     lists: Mapping[tuple[float, float], list[Edit]],
     wheels: WheelsLike,
-    max_new_tokens: int,
+    how: Mapping[str, int],
     progress: bool,
 ) -> pd.DataFrame:
     """A row a pair, side, beta and gamma: story, exact, hit, false_emotion; `cost`, its perplexity over the unedited story's."""
     sides = [(i, name, side, gold) for i, p in enumerate(pairs) for name, side, gold in _sides_of(p)]
     prompts = [vlm.prompt(*side) for _, _, side, _ in sides]
-    found = _answers(vlm, prompts, lists, max_new_tokens, progress)
+    found = _answers(vlm, prompts, lists, how, progress)
     rows = []
     for i, (prompt, (pair, side, _, gold)) in enumerate(zip(prompts, sides, strict=True)):
         stories = {key: texts[i] for key, texts in found.items()}
@@ -217,22 +252,22 @@ def _told(
 
 
 def _answers(
-    vlm: VLM, prompts: Sequence[Prompt], lists: Mapping[tuple[float, float], list[Edit]], max_new_tokens: int, progress: bool
+    vlm: VLM, prompts: Sequence[Prompt], lists: Mapping[tuple[float, float], list[Edit]], how: Mapping[str, int], progress: bool
 ) -> dict[tuple[float, float], list[str]]:
     """Each list's greedy answers, all prompts in batches, which is quicker than a sweep a prompt; equal lists are asked once."""
     told: dict[tuple[Edit, ...], list[str]] = {}
     for edits in tqdm(dict.fromkeys(map(tuple, lists.values())), desc="strengths", disable=not progress):
-        told[edits] = generate(vlm, prompts, edits, max_new_tokens=max_new_tokens)
+        told[edits] = generate(vlm, prompts, edits, **how)
     return {key: told[tuple(edits)] for key, edits in lists.items()}
 
 
 def _answered(
-    vlm: VLM, questions: Sequence[Question], lists: Mapping[tuple[float, float], list[Edit]], max_new_tokens: int, progress: bool
+    vlm: VLM, questions: Sequence[Question], lists: Mapping[tuple[float, float], list[Edit]], how: Mapping[str, int], progress: bool
 ) -> pd.Series:
     """The share of plain questions that are answered rightly, by beta and gamma; case and full stop do not count."""
     prompts = [vlm.prompt(picture, question, instruction="") for picture, question, _ in questions]
     golds = [answer for _, _, answer in questions]
-    found = _answers(vlm, prompts, lists, max_new_tokens, progress)
+    found = _answers(vlm, prompts, lists, how, progress)
     right = {key: np.mean([same_answer(*both) for both in zip(texts, golds, strict=True)]) for key, texts in found.items()}
     return pd.Series(right)
 

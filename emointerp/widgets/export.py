@@ -1,20 +1,22 @@
 """A panel as one HTML file: its views for a grid of values, computed beforehand, and a few lines of script to choose with."""
 
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, Template
 from tqdm.auto import tqdm
 
 from emointerp.errors import EmointerpError, InputError, OutputError
+from emointerp.files import whole
+from emointerp.widgets.tinted import STATIC
 
 MOST = 2000  # views of one page
 _CHOICES = (widgets.Dropdown, widgets.Select, widgets.SelectionSlider, widgets.ToggleButtons, widgets.RadioButtons)
@@ -24,10 +26,20 @@ Controls = Mapping[str, widgets.Widget]
 
 
 def export_page(
-    path: str | Path, controls: Controls, now: Mapping[str, Any], grid: Mapping[str, Any], still: Callable[..., str], css: str
+    path: str | Path,
+    controls: Controls,
+    now: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    overrides: Mapping[str, tuple[str, ...]],
+    still: Callable[..., str],
+    css: str,
 ) -> Path:
-    """Write a page of `still(**values)` for every combination of the grid's values; the other controls stay as they are `now`."""
+    """Write a page of `still(**values)` for every combination of the grid's values; the other controls stay as they are `now`.
+
+    `overrides` names, by a control, those whose place it takes where it is filled.
+    """
     chosen = {name: checked(controls, name, values) for name, values in grid.items()}
+    _check_overrides(overrides, now, chosen)
     count = math.prod(map(len, chosen.values()))
     if count > MOST:
         sizes = " x ".join(f"{len(values)} {name}" for name, values in chosen.items())
@@ -35,9 +47,9 @@ def export_page(
     file = _writable(Path(path))
     combinations = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
     views = [_view(still, now, some) for some in tqdm(combinations, desc="views")]
-    inside = {name: _field(controls[name], name, values, now[name]) for name, values in chosen.items()}
-    others = {name: labelled(controls[name], value) for name, value in now.items() if name not in chosen}
-    _write_whole(file, page(file.stem, "".join(inside.values()), others, views, css))
+    fields = [_field(controls[name], name, values, now[name]) for name, values in chosen.items()]
+    others = (f"{_said(controls[n], n)}: {labelled(controls[n], value)}" for n, value in now.items() if n not in chosen)
+    _write(file, page(file.stem, fields, "; ".join(others), views, css))
     return file
 
 
@@ -50,7 +62,10 @@ def checked(controls: Controls, name: str, values: Any) -> list[Any]:
         raise InputError(f"This panel has no control {name!r}; it has {', '.join(controls)}.")
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError(f"{name} came as {values!r}; expected a list of values, such as [{values!r}].")
-    listed = list(dict.fromkeys(value.item() if isinstance(value, np.generic) else value for value in values))
+    try:
+        listed = list(dict.fromkeys(value.item() if isinstance(value, np.generic) else value for value in values))
+    except TypeError:
+        raise InputError(f"{name} came as {values!r}; expected a list of numbers or texts, with no list inside.") from None
     if not listed:
         raise InputError(f"No value of {name} came; expected one or more.")
     for value in listed:
@@ -97,38 +112,62 @@ def labelled(control: widgets.Widget, value: Any) -> str:
         return ", ".join(name for name, _ in value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value).strip() or "none"
 
 
 def _view(still: Callable[..., str], now: Mapping[str, Any], some: Mapping[str, Any]) -> str:
     try:
         return still(**{**now, **some})
     except EmointerpError as error:
-        said = ", ".join(f"{name} = {value!r}" for name, value in some.items())
-        raise type(error)(f"The panel has no view for {said or 'its present values'}: {error}") from error
+        raise type(error)(f"The panel has no view for {_values(some)}: {error}") from error
+    except Exception as error:  # none of ours: it stays what it is, and says where
+        error.add_note(f"The page was at the panel's view for {_values(some)}.")
+        raise
+
+
+def _values(some: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in some.items()) or "its present values"
+
+
+def _check_overrides(overrides: Mapping[str, tuple[str, ...]], now: Mapping[str, Any], chosen: Mapping[str, list[Any]]) -> None:
+    """InputError where a control of the grid would change nothing, as another is filled and takes its place."""
+    for name, others in overrides.items():
+        lost = " and ".join(other for other in others if other in chosen)
+        if lost and any(map(_is_filled, chosen.get(name, [now[name]]))):
+            raise InputError(f"{name} is filled and takes the place of {lost}. Empty {name}, or leave {lost} out of the grid.")
+
+
+def _is_filled(value: Any) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 # the page
 
 
-def _field(control: widgets.Widget, name: str, values: Sequence[Any], now: Any) -> str:
-    """A slider for numbers, else a list to choose from, with the values' places in the grid."""
-    labels = [labelled(control, value) for value in values]
-    start = values.index(now) if now in values else 0
-    said, about = escape(name), f'id="field-{escape(name)}" data-size="{len(values)}" autocomplete="off"'
-    if len(values) > 1 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        told = escape(json.dumps(labels))
-        field = (
-            f'<input type="range" {about} min="0" max="{len(values) - 1}" step="1" value="{start}" data-labels="{told}">'
-            f'<output for="field-{said}">{escape(labels[start])}</output>'
-        )
-    else:
-        options = (f'<option value="{i}"{" selected" * (i == start)}>{escape(label)}</option>' for i, label in enumerate(labels))
-        field = f"<select {about}>{''.join(options)}</select>"
-    return f'<div><label for="field-{said}">{said}</label>{field}</div>'
+@dataclass(frozen=True)
+class Field:
+    """A control of the page, which chooses a place in the grid: a slider if it `slides`, else a list."""
+
+    name: str
+    said: str  # what stands beside it
+    labels: list[str]  # of its values
+    start: int
+    slides: bool
 
 
-def page(title: str, fields: str, others: Mapping[str, str], views: Sequence[str], css: str) -> str:
+def _field(control: widgets.Widget, name: str, values: Sequence[Any], now: Any) -> Field:
+    """A slider for two numbers or more, else a list."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    labels, start = [labelled(control, value) for value in values], values.index(now) if now in values else 0
+    return Field(name, _said(control, name), labels, start, numbers and len(values) > 1)
+
+
+def _said(control: widgets.Widget, name: str) -> str:
+    """What stands beside a control; its values may be shown in other terms than its name's, as sparsities for a density."""
+    return control.description or name
+
+
+def page(title: str, fields: Sequence[Field], stays: str, views: Sequence[str], css: str) -> str:
     """One HTML file: views and pictures lie inside, each once; no text of them can end its element."""
     pictures: dict[str, int] = {}
 
@@ -138,48 +177,14 @@ def page(title: str, fields: str, others: Mapping[str, str], views: Sequence[str
     small = [_PICTURE.sub(stored, view) for view in views]
     kept = {view: i for i, view in enumerate(dict.fromkeys(small))}
     data = {"views": list(kept), "order": [kept[view] for view in small], "pictures": list(pictures)}
-    held = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    stays = "; ".join(f"{escape(name)}: {escape(value)}" for name, value in others.items())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{css}</style>
-</head>
-<body>
-<main class="emointerp-panel emointerp-page">
-<h1>{escape(title)}</h1>
-{f'<form aria-label="what to show">{fields}</form>' if fields else ""}
-{f'<p class="muted"><small>As it was: {stays}</small></p>' if stays else ""}
-<div class="emointerp-view" id="view" aria-live="polite"></div>
-<noscript>This page chooses among its views with JavaScript, which is switched off here.</noscript>
-</main>
-<script type="application/json" id="data">{held}</script>
-<script>
-const data = JSON.parse(document.getElementById("data").textContent);
-const fields = [...document.querySelectorAll("[data-size]")];
-function show() {{
-  let at = 0;
-  for (const field of fields) {{
-    at = at * Number(field.dataset.size) + Number(field.value);
-    if (field.type !== "range") continue;
-    const label = JSON.parse(field.dataset.labels)[field.value];
-    field.setAttribute("aria-valuetext", label);
-    field.nextElementSibling.textContent = label;
-  }}
-  const view = data.views[data.order[at]];
-  document.getElementById("view").innerHTML =
-    view.replace(/(src|href)="@(\\d+)@"/g, (_, name, i) => `${{name}}="${{data.pictures[i]}}"`);
-}}
-for (const field of fields) field.addEventListener("input", show);
-show();
-</script>
-</body>
-</html>
-"""
+    return _template().render(title=title, fields=fields, stays=stays, data=data, css=css)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=FileSystemLoader(STATIC), autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment.get_template("page.html")
 
 
 def _writable(file: Path) -> Path:
@@ -189,13 +194,9 @@ def _writable(file: Path) -> Path:
     return file
 
 
-def _write_whole(file: Path, text: str) -> None:
-    """The file comes into being whole, or not at all."""
-    part = file.with_name(f".{file.name}.part")
+def _write(file: Path, text: str) -> None:
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+        with whole(file) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"The page cannot be written to {file}: {error}. Choose a file in a folder that exists.") from None
-    finally:
-        part.unlink(missing_ok=True)

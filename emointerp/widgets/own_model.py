@@ -127,7 +127,7 @@ def own_model(model: str = BUNDLED[0]) -> Panel:
     def figure(model: str, bits: int, own: str) -> ShownFigure:
         return draw(own.strip() or model, bits)
 
-    return Panel(controls, show, arranged(controls, wide=("own",)), draw=figure)
+    return Panel(controls, show, arranged(controls, wide=("own",)), draw=figure, overrides={"own": ("model",)})
 
 
 def _count(found: Budget) -> str:

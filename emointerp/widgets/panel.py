@@ -36,7 +36,8 @@ class Panel(widgets.VBox):
 
     It runs once for each new set of values; `refresh()` is called on every change. A test sets a control's value and reads
     `view.value`. Of the same values `first` gives what can be shown at once, until `compute` is done, `draw` the static figure, and
-    `still` the HTML that stands in where widgets are dead (by default what `compute` gives).
+    `still` the HTML that stands in where widgets are dead (by default what `compute` gives). `overrides` names, by a control, those
+    whose place it takes where it is filled.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Panel(widgets.VBox):
         first: Callable[..., str] | None = None,
         draw: Callable[..., ShownFigure] | None = None,
         still: Callable[..., str] | None = None,
+        overrides: Mapping[str, tuple[str, ...]] | None = None,
     ):
         self.controls, self.view, self.busy = controls, widgets.HTML(), Status()
         self._compute = lru_cache(maxsize=256)(compute)
         self._first, self._draws, self._stands = first, draw, still or self._compute
+        self._overrides = overrides or {}
         self._asked: set[tuple] = set()
         for control in controls.values():
             control.observe(lambda _: self.refresh(), names="value")
@@ -95,10 +98,12 @@ class Panel(widgets.VBox):
         """Write one HTML file with what the panel shows for every combination of the values given, and a control for each of them.
 
         It needs no kernel and no network. `grid` maps names of `controls` to values, say `layer=range(8), alpha=[0, 0.5, 1]`;
-        the other controls stay as they are. Raises InputError where a control is unknown, does not take a value, or the grid is
-        empty or has more than 2,000 combinations; OutputError where the file cannot be written. Nothing is left half written.
+        the other controls stay as they are, and without a grid the page holds the one view that the panel shows now. Raises
+        InputError where a control is unknown, gets no value or one that it does not take, or has its place taken by another that is
+        filled, and where there are more than 2,000 combinations; OutputError where the file cannot be written. Nothing is left half
+        written.
         """
-        return export_page(path, self.controls, self.values, grid, self._stands, CSS)
+        return export_page(path, self.controls, self.values, grid, self._overrides, self._stands, CSS)
 
     def _repr_mimebundle_(self, **options: Any) -> dict:
         """The live panel, and beside it what it shows now, for pages where widgets are dead (GitHub, slides)."""

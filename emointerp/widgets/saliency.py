@@ -44,7 +44,8 @@ def draw(found: SaliencyMap, scene: Any = None) -> ShownFigure:
     """The same as a figure; the map beside the picture and the plain gradient."""
     figure, truth = found.plot(), "".join(_truth(found, scene))
     figure.set_figheight(3.5)
-    figure.suptitle(f"{found.target} = {found.value:.3f}.\n{truth}".strip(), fontsize=10, x=0.01, ha="left")
+    said = f"{found.target} = {found.value:.3f}.\n{truth}".strip()
+    figure.suptitle(said, fontsize=10, x=0.01, ha="left", parse_math=False)
     return figure
 
 

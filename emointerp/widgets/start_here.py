@@ -58,21 +58,25 @@ def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
     """
     scenes = scenes or clear_scenes()
     controls: dict[str, widgets.Widget] = {
-        "emotion": widgets.Dropdown(options=list(scenes), value=next(iter(scenes)), description="picture"),
+        "picture": widgets.Dropdown(options=list(scenes), value=next(iter(scenes)), description="picture"),
         "intensity": widgets.FloatSlider(value=0.9, min=0, max=1, step=0.05, continuous_update=False, description="intensity"),
         "own": widgets.FileUpload(accept="image/*", multiple=False, description="own picture"),
         "event": widgets.Combobox(value=EVENT, options=EVENTS, continuous_update=False, description="event", ensure_option=False),
     }
 
-    controls["emotion"].observe(lambda _: setattr(controls["own"], "value", ()), names="value")
+    controls["picture"].observe(lambda _: setattr(controls["own"], "value", ()), names="value")
 
     @lru_cache(maxsize=64)
-    def reading(emotion: str, intensity: float, own: tuple, event: str) -> Reading:
-        picture = _uploaded(own) if own else with_intensity(scenes[emotion], intensity)
-        return read(vlm, picture, event)
+    def reading(picture: str, intensity: float, own: tuple, event: str) -> Reading:
+        return read(vlm, _uploaded(own) if own else with_intensity(scenes[picture], intensity), event)
 
-    layout = arranged(controls, wide=("event",))
-    return Panel(controls, lambda **values: compute(reading(**values)), layout, draw=lambda **values: draw(reading(**values)))
+    return Panel(
+        controls,
+        lambda **values: compute(reading(**values)),
+        arranged(controls, wide=("event",)),
+        draw=lambda **values: draw(reading(**values)),
+        overrides={"own": ("picture", "intensity")},
+    )
 
 
 def _uploaded(own: tuple) -> Image.Image:
