@@ -269,7 +269,7 @@ VEENA = {
     "what_it_costs": Typical(
         "Give a list of methods, [] for none",
         {
-            'answer = [*answer, "emotion prompt"]': "'emotion prompt': exact rate on conflict",
+            'answer = [*answer, "emotion prompt"]': "'emotion prompt': it mends, but false emotions on neutral pictures",
             "answer = answer[1:]": "keeps the rule too",
             'answer = ["none"]': "the table has no 'none'",
         },

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -101,7 +102,7 @@ def listed(names: Sequence[str], word: str = "or") -> str:
     return f"{', '.join(names[:-1])} {word} {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-def reached(p: float, draws: float) -> int:
+def reached(p: float, draws: float | int | np.integer) -> int:
     """How many of the draws do as much, of a p-value that is the effect's rank among them.
 
     >>> reached(0.5, 3)
