@@ -24,7 +24,7 @@ from emointerp.errors import InputError, ModelError
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import Anatomy
 from emointerp.pairs import Pair
-from emointerp.plots import COLORS, new_figure
+from emointerp.plots import COLORS, GRAY, INK, QUIET, new_figure
 from emointerp.tracing import Activations, Edit, ScaleAttention, ScaleNeurons, collect, mean_ablation, patch
 
 FORMAT, VERSION = "emointerp circuit", 1
@@ -325,7 +325,7 @@ class Circuit:
         for edge in self.edges:
             (x0, y0), (x1, y1), share = spots[edge.source], spots[edge.target], abs(edge.weight) / widest
             style = {"linestyle": "-" if edge.weight >= 0 else "--", "linewidth": 0.5 + 3 * share, "alpha": 0.1 + 0.65 * share}
-            axis.plot([x0, x1], [y0, y1], color="#8A8F98", zorder=1, solid_capstyle="round", **style)
+            axis.plot([x0, x1], [y0, y1], color=GRAY, zorder=1, solid_capstyle="round", **style)
         for part in self.parts:
             _draw_part(axis, part, *spots[part.name])
         for name in (*COLUMNS.values(), LOGITS):
@@ -356,7 +356,7 @@ class Circuit:
         return spots | {LOGITS: (spots["L"][0], top + 1.4)}, top
 
 
-_BOX = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "#6b7078"}
+_BOX = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": QUIET}
 _MARKERS = {"head": "o", "state": "s", "trigger": "^"}
 _split, _name, _event = (lambda p: p.split), (lambda p: p.name), (lambda p: p.event)
 
@@ -369,14 +369,14 @@ def _draw_part(axis: Any, part: Part, x: float, y: float) -> None:
     large = part.kind == "head"
     axis.plot(x, y, _MARKERS.get(part.kind, "D"), color=_color(part.emotion), markersize=15 if large else 9, zorder=2)
     where = {"xytext": (0, 0) if large else (0, -8.5), "textcoords": "offset points", "ha": "center", "zorder": 3}
-    axis.annotate(part.key[3], (x, y), fontsize=8 if large else 6, color="white" if large else "#23262d", va="center", **where)
+    axis.annotate(part.key[3], (x, y), fontsize=8 if large else 6, color="white" if large else INK, va="center", **where)
 
 
 def _legend(parts: Sequence[Part]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     style = {"linestyle": "", "markersize": 8}
-    kinds = [Line2D([], [], marker=_MARKERS.get(k, "D"), color="#6b7078", label=k, **style) for k in {p.kind: 0 for p in parts}]
+    kinds = [Line2D([], [], marker=_MARKERS.get(k, "D"), color=QUIET, label=k, **style) for k in {p.kind: 0 for p in parts}]
     emotions = {part.emotion: 0 for part in parts}
     return kinds + [Line2D([], [], marker="o", color=_color(e), label=e, **style) for e in emotions]
 

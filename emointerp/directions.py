@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
-from emointerp.plots import new_figure
+from emointerp.plots import INK, new_figure
 from emointerp.statistics import random_directions
 from emointerp.tracing import AddVector, collect
 from emointerp.tracing.edits import FROM_LAST, Positions
@@ -217,7 +217,7 @@ def _check_enough(emotions: Sequence[str], hits: np.ndarray, kept: Sequence[int]
 def _cosines(axis: Any, frame: pd.DataFrame, title: str) -> Any:
     drawn = axis.imshow(frame.to_numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
     for (i, j), value in np.ndenumerate(frame.to_numpy()) if len(frame) <= 8 else ():
-        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.6 else "#23262d")
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.6 else INK)
     if len(frame) <= 8:
         axis.set_xticks(range(len(frame)), frame.columns, rotation=35, ha="right", fontsize=8)
         axis.set_yticks(range(len(frame)), frame.index, fontsize=8)

@@ -27,7 +27,7 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM
 from emointerp.pairs import Pair
-from emointerp.plots import ends, new_figure
+from emointerp.plots import BLUE, INK, PALE, QUIET, ends, new_figure
 from emointerp.statistics import Interval, against_random, benjamini_hochberg, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Metric, sweep
 
@@ -127,10 +127,10 @@ class Faithfulness:
         """The circuit's share with its interval, beside those of random sets."""
         figure, axis = new_figure(width=6.5, height=2.6)
         if self.random:
-            axis.hist(self.random, bins=20, color="#c9ccd1", label=f"{len(self.random)} random sets")
+            axis.hist(self.random, bins=20, color=PALE, label=f"{len(self.random)} random sets")
         share = self.share()
-        axis.axvspan(share.low, share.high, color="#0072B2", alpha=0.15, linewidth=0)
-        axis.axvline(share.mean, color="#0072B2", linewidth=2, label="circuit")
+        axis.axvspan(share.low, share.high, color=BLUE, alpha=0.15, linewidth=0)
+        axis.axvline(share.mean, color=BLUE, linewidth=2, label="circuit")
         axis.set(xlabel="share of the gap that is kept", ylabel="random sets", title="Does the circuit do the work alone?")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
         return figure
@@ -179,8 +179,8 @@ class Completeness:
         """Each subset: model across, circuit upwards; on the dotted line they agree."""
         frame, (figure, axis) = self.to_frame().map(lambda i: i.mean), new_figure(width=4.6, height=4.2)
         ends = [frame[["circuit", "model"]].min().min(), frame[["circuit", "model"]].max().max()]
-        axis.plot(ends, ends, color="#6b7078", linestyle=":", linewidth=1)
-        axis.scatter(frame.model, frame.circuit, color="#0072B2", s=18)
+        axis.plot(ends, ends, color=QUIET, linestyle=":", linewidth=1)
+        axis.scatter(frame.model, frame.circuit, color=BLUE, s=18)
         axis.set(xlabel="model without them", ylabel="circuit without them", title="Share of the gap, parts removed")
         return figure
 
@@ -228,8 +228,8 @@ class Minimality:
         frame = self.to_frame().iloc[::-1]
         figure, axis = new_figure(width=6, height=0.9 + 0.24 * len(frame))
         mean, low, high = ends(frame.contribution)
-        axis.barh(frame.index, mean, xerr=np.maximum(0, (mean - low, high - mean)), color="#0072B2", ecolor="#23262d")
-        axis.axvline(0, color="#6b7078", linewidth=0.8)
+        axis.barh(frame.index, mean, xerr=np.maximum(0, (mean - low, high - mean)), color=BLUE, ecolor=INK)
+        axis.axvline(0, color=QUIET, linewidth=0.8)
         axis.set(xlabel="share of the gap that is lost without it", title="Does each part count?")
         return figure
 

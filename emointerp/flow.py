@@ -30,7 +30,7 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, check_number, twin_prompts
-from emointerp.plots import band, ends, new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PINK, band, ends, new_figure
 from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Activations, Metric, block_attention, collect, patch, sweep
 from emointerp.tracing.edits import Edit
@@ -43,9 +43,9 @@ PICTURES = ("emotional", "neutral")
 ROADS, REST, BOTH = ("V->Q", "V->L", "Q->L"), "text->text", "V->Q+L"
 SPANS = {"V": "visual", "Q": "query", "L": "last"}
 DIRECTIONS = {"denoising": "emotional into neutral", "noising": "neutral into emotional"}
-COLORS = {"V->Q": "#0072B2", "V->L": "#D55E00", "Q->L": "#009E73", BOTH: "#CC79A7", REST: "#8A8F98"}
-FAINT, XLABELS = "#c9ccd1", ("stage and its layers", "patched after layer")
-COLORS |= {"V": "#0072B2", "Q": "#009E73", "L": "#D55E00"}
+COLORS = {"V->Q": BLUE, "V->L": ORANGE, "Q->L": GREEN, BOTH: PINK, REST: GRAY}
+XLABELS = ("stage and its layers", "patched after layer")
+COLORS |= {"V": BLUE, "Q": GREEN, "L": ORANGE}
 
 
 def saliency(acts: Activations, heads: bool = False) -> Float[Tensor, "layer *head token key"]:
@@ -191,7 +191,7 @@ class Knockouts:
             axis.set(xlabel="middle of the window", title=f"{_arrow(road)} cut")
         low, high = min(i.low for i in [*frame.fall, *frame.control]), max(i.high for i in [*frame.fall, *frame.control])
         for axis in axes.flat:
-            axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+            axis.axhline(0, color=PALE, linewidth=0.8, zorder=0)
             axis.set_ylim(min(0, low) - 0.05 * (high - low), high + 0.05 * (high - low))
         axes[0, 0].set_ylabel(f"fall of the {self.metric}")
         _legend(figure, axes[0, 0])
@@ -310,7 +310,7 @@ class Patching:
                     _bars(axis, [f"{s}\n{stages[s]}" for s in wide], {span: (colors[span], spans[span]) for span in spans})
                 for span in spans if some is single else ():
                     band(axis, single, spans[span], colors[span], span)
-                axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+                axis.axhline(0, color=PALE, linewidth=0.8, zorder=0)
                 axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", xlabel=XLABELS[some is single])
             row[0].set_ylabel("share of the gap closed")
             if changes and direction in changes:
@@ -419,7 +419,7 @@ def _bars(axis: Any, ticks: list[str], groups: Mapping[str, tuple[str, Iterable[
     for k, (label, (color, intervals)) in enumerate(groups.items()):
         mean, low, high = ends(intervals)
         x, errors = np.arange(len(ticks)) + (k - (len(groups) - 1) / 2) * wide, np.maximum(0, (mean - low, high - mean))
-        axis.bar(x, mean, 0.9 * wide, color=color, yerr=errors, ecolor="#23262d", label=label)
+        axis.bar(x, mean, 0.9 * wide, color=color, yerr=errors, ecolor=INK, label=label)
     axis.set_xticks(range(len(ticks)), ticks)
 
 
@@ -445,5 +445,5 @@ def _single(stage: Any) -> bool:
 
 def _mark(axis: Any, changes: ChangePoints) -> None:
     for at, low, high in zip(changes.locations, changes.low, changes.high, strict=True):
-        axis.axvline(at - 0.5, color="#23262d", linestyle=":", linewidth=1.2)
-        axis.axvspan(low - 0.5, high - 0.5, color="#23262d", alpha=0.08, linewidth=0)
+        axis.axvline(at - 0.5, color=INK, linestyle=":", linewidth=1.2)
+        axis.axvspan(low - 0.5, high - 0.5, color=INK, alpha=0.08, linewidth=0)

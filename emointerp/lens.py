@@ -31,7 +31,7 @@ from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair, check_number
-from emointerp.plots import COLORS, band, new_figure
+from emointerp.plots import BLUE, COLORS, GRAY, INK, YELLOW, band, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Metric, collect
 from emointerp.tracing.metrics import as_metric, first_token
@@ -215,7 +215,7 @@ class LogitLens:
         image = axis.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
         for layer in range(self.n_layers):
             for column in range(len(chosen)):
-                word, color = _visible(self._text(ids[layer, column])), "white" if p[layer, column] > 0.6 else "#23262d"
+                word, color = _visible(self._text(ids[layer, column])), "white" if p[layer, column] > 0.6 else INK
                 axis.text(column, layer, word, ha="center", va="center", fontsize=8, color=color)
         axis.set_xticks(range(len(chosen)), [_visible(self.token(t)) for t in chosen])
         axis.set(ylabel="layer", xlabel="token of the prompt", yticks=range(self.n_layers))
@@ -280,9 +280,9 @@ class Emergence:
         figure, axis = new_figure(width=7, height=3.4)
         frame = self.to_frame()
         shown = {
-            "pictured": ("the pictured emotion", "#0072B2"),
-            "others": ("the other five together", "#E69F00"),
-            "twin": ("the same emotion, neutral twin", "#8A8F98"),
+            "pictured": ("the pictured emotion", BLUE),
+            "others": ("the other five together", YELLOW),
+            "twin": ("the same emotion, neutral twin", GRAY),
         }
         for column, (label, color) in shown.items():
             band(axis, frame.index, frame[column], color, label)

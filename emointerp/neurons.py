@@ -32,8 +32,8 @@ from emointerp.lens import Words, emotion_tokens, lens_logits, metrics_of, value
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair, check_aligned, check_disjoint, twin_prompts
-from emointerp.plots import COLORS, new_figure
-from emointerp.sources import GRAY, SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
+from emointerp.plots import COLORS, GRAY, QUIET, new_figure
+from emointerp.sources import SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
 from emointerp.statistics import benjamini_hochberg, flips_by_group, sign_flips, value_interval
 from emointerp.tracing import Edit, Metric, SetHead, collect, patch, sweep
 
@@ -247,7 +247,7 @@ class Neurons:
             axis.plot(row.score.mean, height, "o", color=color, markerfacecolor="white")
         rows = table.itertuples()
         names = [f"{neuron_name(r.layer, r.neuron)}{f' > {r.head}' if r.head else ''}  {_short(r.words)}" for r in rows]
-        axis.axvline(0, color="#6b7078", linewidth=0.8)
+        axis.axvline(0, color=QUIET, linewidth=0.8)
         axis.set(yticks=y, xlabel="effect on the metric (filled: patched, open: attribution)")
         axis.set_yticks(y, names, fontsize=8)
         return figure

@@ -20,6 +20,9 @@ COLORS = {
     "surprise": "#CC79A7",
     "neutral": "#757A82",
 }
+# of series that are no emotion: the palette as it was published, and grays for text, lines and what is beside the point
+BLUE, SKY, GREEN, YELLOW, ORANGE, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+INK, QUIET, GRAY, PALE = "#23262d", "#6b7078", "#8A8F98", "#c9ccd1"
 STYLE = "emointerp.plots"  # plots.mplstyle, by the name that matplotlib.style.use takes
 
 

@@ -22,13 +22,13 @@ from emointerp.directions import POOLED, Directions, last_residuals
 from emointerp.errors import InputError
 from emointerp.models import VLM
 from emointerp.pairs import Pair, check_disjoint
-from emointerp.plots import band, new_figure
+from emointerp.plots import BLUE, GRAY, ORANGE, QUIET, band, new_figure
 from emointerp.statistics import mean_interval
 
 SHOWN = {
-    "probe": ("which emotion, linear probe", "#0072B2"),
-    "nearest": ("which emotion, nearest direction", "#D55E00"),
-    "further": ("emotional or not: further along S than its twin", "#8A8F98"),
+    "probe": ("which emotion, linear probe", BLUE),
+    "nearest": ("which emotion, nearest direction", ORANGE),
+    "further": ("emotional or not: further along S than its twin", GRAY),
 }
 
 
@@ -53,7 +53,7 @@ class UnmodifiedPass:
         frame, (figure, axis) = self.to_frame(), new_figure(width=7.5, height=3.6)
         for column, (label, color) in SHOWN.items():
             band(axis, frame.index, frame[column], color, label)
-        axis.axhline(self.chance, color="#6b7078", linestyle=":", linewidth=1)
+        axis.axhline(self.chance, color=QUIET, linestyle=":", linewidth=1)
         axis.set(ylim=(0, 1.03), xlabel="layer", ylabel="share of pictures", xticks=frame.index)
         axis.set_title("Read off the residual stream, nothing pushed")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)

@@ -23,7 +23,7 @@ from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair
-from emointerp.plots import ends, new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PALE, YELLOW, ends, new_figure
 from emointerp.statistics import value_interval
 from emointerp.tracing import Activations, collect
 from emointerp.tracing.branches import prefix_of
@@ -33,7 +33,6 @@ from emointerp.world import Scene
 Place = tuple[int, int]  # layer, and number of a head or neuron
 SPANS = {"V": "visual", "Q": "query", "L": "last"}
 OTHER, MASKS = "other", ("face", "expression")
-GRAY, BLUE, ORANGE = "#8A8F98", "#0072B2", "#D55E00"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +82,13 @@ class Sources:
         frame = self.to_frame()
         figure, axes = new_figure(1, 3, width=11, height=1.4 + 0.28 * len(frame))
         y, names, left = np.arange(len(frame)), [head_name(*at) for at in frame.index], np.zeros(len(frame))
-        for span, color in zip((*SPANS, OTHER), (BLUE, "#009E73", ORANGE, "#c9ccd1"), strict=True):
+        for span, color in zip((*SPANS, OTHER), (BLUE, GREEN, ORANGE, PALE), strict=True):
             share = np.array([i.mean for i in frame[span]])
             axes[0].barh(y, share, left=left, color=color, label=span)
             left += share
         styles = {
             "attention": (GRAY, "drawn by attention"),
-            "most_attended": ("#E69F00", "most attended"),
+            "most_attended": (YELLOW, "most attended"),
             "agrees": (BLUE, "check"),
         }
         _dots(axes[1], y, {label: (frame[c], color) for c, (color, label) in styles.items() if c in frame})

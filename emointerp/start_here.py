@@ -22,7 +22,7 @@ from emointerp.errors import InputError
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.models.familiarity import Familiarity, familiarity
-from emointerp.plots import COLORS, new_figure
+from emointerp.plots import BLUE, COLORS, INK, QUIET, YELLOW, new_figure
 from emointerp.statistics import Interval, mean_interval
 from emointerp.world import Example, Scene, sample
 from emointerp.world.splits import CLEAR
@@ -127,7 +127,7 @@ class SeeOrGuess:
     def plot(self) -> Figure:
         """What the stories name, one bar a condition."""
         frame, (figure, axis) = self.to_frame(), new_figure(width=8, height=3.2)
-        colors, left = ("#0072B2", "#E69F00", "#b9bec6", "#eceef1"), pd.Series(0.0, index=frame.index)
+        colors, left = (BLUE, YELLOW, "#b9bec6", "#eceef1"), pd.Series(0.0, index=frame.index)
         for name, color in zip(NAMED, colors, strict=True):
             bars = axis.barh(frame.index, frame[name], left=left, color=color, edgecolor="white", label=name)
             axis.bar_label(
@@ -135,7 +135,7 @@ class SeeOrGuess:
                 [f"{v:.0%}" if v >= 0.06 else "" for v in frame[name]],
                 label_type="center",
                 fontsize=9,
-                color="white" if color == colors[0] else "#23262d",
+                color="white" if color == colors[0] else INK,
             )
             left = left + frame[name]
         axis.invert_yaxis()
@@ -225,8 +225,8 @@ class Scores:
             axis.errorbar(i, rate.mean, [[rate.mean - rate.low], [rate.high - rate.mean]], color="#30343f", capsize=3)
         axis.set_xticks(range(7), (*BASIC, NEUTRAL))
         axis.set(xlim=(-0.6, 8.0), ylim=(0, 1.05), ylabel="share", title="Stories that name what the picture shows")
-        axis.axhline(1 / 7, color="#6b7078", linestyle=":", linewidth=1)
-        axis.annotate("chance,\nseven ways", (6.45, 1 / 7), ha="left", va="bottom", fontsize=8, color="#6b7078")
+        axis.axhline(1 / 7, color=QUIET, linestyle=":", linewidth=1)
+        axis.annotate("chance,\nseven ways", (6.45, 1 / 7), ha="left", va="bottom", fontsize=8, color=QUIET)
         return figure
 
 

@@ -33,7 +33,7 @@ from emointerp.lens import emotion_tokens, lens_logits
 from emointerp.lens import words_of as words_of_vectors
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.pairs import Pair
-from emointerp.plots import COLORS, band, new_figure
+from emointerp.plots import BLUE, COLORS, GRAY, INK, PINK, QUIET, SKY, YELLOW, band, new_figure
 from emointerp.start_here import tell_all
 from emointerp.statistics import Interval, mean_interval, ratio_interval, with_controls
 from emointerp.tracing import perplexity, sweep
@@ -219,9 +219,9 @@ class Steering:
         column = frame["plain" if no_gap else "C"]
         for i, name in enumerate(self.table.direction.unique()):
             some = pd.Series({layer: column[name, layer, alpha] for layer, alpha in alphas.items()})
-            color = "#0072B2" if name == S else _GRAYS[i % len(_GRAYS)]
+            color = BLUE if name == S else _GRAYS[i % len(_GRAYS)]
             band(axis, some.index, some, color, name, "-" if name == S else "--")
-        axis.axhline(0, color="#6b7078", linewidth=0.8)
+        axis.axhline(0, color=QUIET, linewidth=0.8)
         strengths = [f"{layer}\nα = {alpha:g}" if self.table.alpha.nunique() > 1 else layer for layer, alpha in alphas.items()]
         axis.set_xticks(list(alphas), strengths, fontsize=9)
         axis.set(xlabel="layer", ylabel="gain" if no_gap else "share of the gap closed, C")
@@ -244,7 +244,7 @@ class Steering:
         axes[1].set_ylim(0, 1.02)
         goal = rates.goal_ratio.median()
         axes[2].set_yscale("log")
-        axes[2].axhline(goal, color="#6b7078", linestyle=":", linewidth=1)
+        axes[2].axhline(goal, color=QUIET, linestyle=":", linewidth=1)
         axes[2].annotate("emotional picture's own story", (0.02, goal), xycoords=("axes fraction", "data"), **_NOTE)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
         return figure
@@ -270,7 +270,7 @@ class Steering:
         frame, (figure, axis) = self.matrix(direction, layer, alpha), new_figure(width=5.6, height=3.9)
         axis.imshow(frame, cmap="Blues", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(frame.to_numpy()):
-            axis.text(j, i, f"{value:.0%}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "#23262d")
+            axis.text(j, i, f"{value:.0%}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else INK)
         axis.set_xticks(range(frame.shape[1]), frame.columns, rotation=35, ha="right")
         axis.set_yticks(range(len(frame)), frame.index)
         axis.set(xlabel="the story names", ylabel="pushed towards", title="Neutral pictures, pushed")
@@ -406,7 +406,7 @@ class Projection:
             axis.plot(some.layer, some.mass, color=COLORS.get(emotion), marker="o", markersize=3, label=emotion)
         if effect is not None:
             means = effect.xs(S).C.map(lambda c: c.mean).groupby(level="layer").max()
-            axis.plot(means, color="#23262d", linestyle="--", linewidth=2, label="effect C, best alpha")
+            axis.plot(means, color=INK, linestyle="--", linewidth=2, label="effect C, best alpha")
         axis.set(ylim=(-0.02, 1.05), xlabel="layer", ylabel="mass of its own words")
         axis.set_title("What the directions say, and what they do")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
@@ -437,8 +437,8 @@ def semantic_projection(
     return Projection(pd.DataFrame(rows, columns=["emotion", "layer", "mass", "others", "words"]))
 
 
-_NOTE = {"fontsize": 8, "ha": "left", "va": "bottom", "color": "#6b7078"}
-_GRAYS = ("#8A8F98", "#E69F00", "#CC79A7", "#56B4E9", "#6b7078")
+_NOTE = {"fontsize": 8, "ha": "left", "va": "bottom", "color": QUIET}
+_GRAYS = (GRAY, YELLOW, PINK, SKY, QUIET)
 
 
 def _check_measure(measure: str) -> None:

@@ -31,7 +31,7 @@ from PIL import Image
 
 from emointerp.errors import InputError
 from emointerp.models import to_image
-from emointerp.plots import new_figure
+from emointerp.plots import BLUE, GRAY, YELLOW, new_figure
 
 EMOTIONS = (
     "Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval", "Disconnection", "Disquietment",
@@ -168,7 +168,7 @@ class Emotic:
         shares = self.table.groupby("split", sort=False)[list(EMOTIONS)].mean().T
         shares = shares.sort_values(shares.columns[0])
         figure, axis = new_figure(width=6.5, height=1 + 0.22 * len(shares))
-        for split, color in zip(shares, ("#8A8F98", "#E69F00", "#0072B2"), strict=False):
+        for split, color in zip(shares, (GRAY, YELLOW, BLUE), strict=False):
             axis.plot(shares[split], range(len(shares)), "o", color=color, markersize=5, label=split)
         axis.set_yticks(range(len(shares)), shares.index, fontsize=8)
         axis.set(xlabel="share of people (the AP of chance)", xlim=(0, None))

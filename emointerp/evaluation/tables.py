@@ -24,7 +24,7 @@ from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError, OutputError
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, Item
 from emointerp.files import whole
-from emointerp.plots import ends, new_figure
+from emointerp.plots import BLUE, INK, ORANGE, QUIET, ends, new_figure
 from emointerp.statistics import Interval, holm, mean_interval, sign_flips
 
 NONE = "none"
@@ -38,7 +38,6 @@ FORMAT, VERSION = "emointerp evaluation", 1
 TABLE, ABOUT = "table.jsonl", "about.json"
 ORACLE = " (oracle)"
 GAIN, FALL, RISE = 0.10, -0.01, 0.02  # what a cure has to gain, and how far other answers may fall and false emotions rise
-BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#6b7078"
 
 
 def loops(text: str) -> bool:
@@ -221,7 +220,7 @@ class Evaluation:
         axes[0].set(title=f"Gain, {RATES[self.figure_of(name)]}", xlabel=f"points over {NONE}, on: {name}")
         for axis, (column, title) in zip(axes[1:], costs.items(), strict=False):
             axis.plot(rows[column], y, "o", color=ORANGE)
-            axis.axvline(1, color=GRAY, linewidth=0.8)
+            axis.axvline(1, color=QUIET, linewidth=0.8)
             axis.set(title=title, xlabel=f"times that of {NONE}", xlim=_around_one(rows[column]))
         if asked:
             self._side_effects(axes[-1], y, methods)
@@ -251,7 +250,7 @@ class Evaluation:
         figure, axis = new_figure(width=2.8 + 0.62 * len(names), height=2.3 + 0.3 * len(self.methods))
         axis.imshow(means, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(means):
-            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "#23262d")
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else INK)
         axis.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(len(means)), [self._marked(m) for m in self.methods])
         axis.set_title(f"Exact rate, %{self._precision(names)}")
@@ -391,7 +390,7 @@ def _dots(axis: Any, y: np.ndarray, intervals: Iterable[Interval], color: str, l
     mean, low, high = 100 * ends(intervals)
     spread = np.maximum(0, (mean - low, high - mean))
     axis.errorbar(mean, y, xerr=spread, fmt="o", color=color, markersize=5, elinewidth=1.5, label=label or None)
-    axis.axvline(0, color=GRAY, linewidth=0.8)
+    axis.axvline(0, color=QUIET, linewidth=0.8)
 
 
 def _around_one(ratios: pd.Series) -> tuple[float, float]:

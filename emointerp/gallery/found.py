@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from emointerp.errors import InputError
 from emointerp.models import Tower
 from emointerp.models.images import to_image
-from emointerp.plots import COLORS, new_figure
+from emointerp.plots import COLORS, QUIET, new_figure
 
 MARK = COLORS["anger"]
 SIDE = 256  # pixels of a picture on a sheet
@@ -60,7 +60,7 @@ class Found:
         try:
             picture = to_image(file)
         except InputError:
-            axis.text(0.5, 0.5, "cannot\nbe read", ha="center", va="center", fontsize=7, color="#6b7078", transform=axis.transAxes)
+            axis.text(0.5, 0.5, "cannot\nbe read", ha="center", va="center", fontsize=7, color=QUIET, transform=axis.transAxes)
             return
         width, height = picture.size
         small = picture.copy()

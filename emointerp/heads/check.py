@@ -27,12 +27,11 @@ from tqdm.auto import tqdm
 from emointerp.circuit import revision
 from emointerp.directions import Directions
 from emointerp.errors import InputError
-from emointerp.heads.drawing import GRAY, INK
 from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
 from emointerp.lens import Words, head_writes
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
-from emointerp.plots import new_figure
+from emointerp.plots import GRAY, INK, ORANGE, new_figure
 from emointerp.statistics import against_random, ratio_interval
 from emointerp.tracing import Activations, SetHead, collect, mean_ablation, resample_ablation
 
@@ -82,7 +81,7 @@ class HeadCheck:
         figure, axes = new_figure(1, len(CHECKS), width=10, height=3)
         for axis, check in zip(axes, CHECKS, strict=True):
             axis.hist(effects[check].drop(0), bins=20, color=GRAY, label="random sets")
-            axis.axvline(effects.loc[0, check], color="#D55E00", linewidth=2, label="tested set")
+            axis.axvline(effects.loc[0, check], color=ORANGE, linewidth=2, label="tested set")
             axis.set(xlabel="share of the gap closed")
             axis.set_title(f"{check.capitalize()}, p = {frame.p[check]:.3f}", fontsize=10, color=INK)
         axes[0].set_ylabel("sets")

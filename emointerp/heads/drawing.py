@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-INK, GRAY = "#23262d", "#8A8F98"
+from emointerp.plots import INK
 
 
 def means(column: pd.Series) -> pd.Series:

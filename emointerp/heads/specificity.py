@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from scipy.stats import permutation_test
 
 from emointerp.errors import InputError
-from emointerp.heads.drawing import GRAY, INK, means
+from emointerp.heads.drawing import means
 from emointerp.heads.maps import HeadMap
-from emointerp.plots import COLORS, new_figure
+from emointerp.plots import COLORS, GRAY, INK, PALE, new_figure
 from emointerp.statistics import Interval, benjamini_hochberg
 
 CHUNK = 250  # permutations at a time
@@ -65,7 +65,7 @@ class Specificity:
             left.plot(row.specificity.mean, y, "o", color=color, markersize=5)
         left.plot(self.table.raw, range(n), "|", color=INK, markersize=8, label="as the formula has it")
         left.plot(self.table.null, range(n), "x", color=INK, markersize=4, linestyle="", label="emotions permuted")
-        left.axvline(0, color="#c9ccd1", linewidth=0.8, zorder=0)
+        left.axvline(0, color=PALE, linewidth=0.8, zorder=0)
         left.set(xlim=(None, 1.03), xlabel="specificity", title="Dots: less what noise adds; gray: not specific")
         left.set_yticks(range(n), labels, fontsize=8)
         left.set_ylabel("layer.head")

@@ -34,7 +34,7 @@ from torch.nn.functional import normalize
 
 from emointerp.errors import InputError
 from emointerp.models import Tower
-from emointerp.plots import new_figure
+from emointerp.plots import BLUE, GRAY, INK, ORANGE, SKY, YELLOW, new_figure
 from emointerp.sae.coding import sparse_decode, sum_by_feature
 from emointerp.sae.reading import PATCHES
 from emointerp.sae.value import SAE, Codes
@@ -44,11 +44,11 @@ from emointerp.world import Scene, identity
 SPARSE, DENSE, PROBE = "SAE", "dense mean", "linear probe"
 CENTRED, RAW = ", centred", ", raw"
 COLORS = {
-    SPARSE + CENTRED: "#0072B2",
-    SPARSE + RAW: "#56B4E9",
-    DENSE + CENTRED: "#D55E00",
-    DENSE + RAW: "#E69F00",
-    PROBE: "#8A8F98",
+    SPARSE + CENTRED: BLUE,
+    SPARSE + RAW: SKY,
+    DENSE + CENTRED: ORANGE,
+    DENSE + RAW: YELLOW,
+    PROBE: GRAY,
 }
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the probe's logistic regression, of which one is chosen
 CHUNK = 8192  # features scored at a time
@@ -321,7 +321,7 @@ class EmotionScores:
             axis.hlines(y, rows.low, rows.high, color=COLORS[method], linewidth=1.2)
             axis.plot(rows.ap, y, "o", color=COLORS[method], markersize=4, label=method)
         rows, y = self.table.drop_duplicates("emotion").set_index("emotion").loc[emotions], np.arange(len(emotions))
-        axis.vlines(rows.prevalence, y - 0.42, y + 0.42, color="#23262d", linewidth=1.2, label="chance")
+        axis.vlines(rows.prevalence, y - 0.42, y + 0.42, color=INK, linewidth=1.2, label="chance")
         axis.set_yticks(y, emotions)
         axis.set(ylim=(len(y) - 0.5, -0.5), xlim=(0, 1), xlabel="average precision")
         axis.set_title(f"Ranking {self.pictures:,} held-out pictures by emotion")

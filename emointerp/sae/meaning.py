@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from emointerp.errors import InputError
 from emointerp.models import Tower, to_image
-from emointerp.plots import new_figure
+from emointerp.plots import ORANGE, new_figure
 from emointerp.sae.coding import sum_by_feature
 from emointerp.sae.metrics import aurocs, monosemanticity
 from emointerp.sae.value import Codes
@@ -39,7 +39,7 @@ TOLD = 0.9  # and otherwise the factor of such an AUROC: a feature may fire near
 FEW = 5  # a feature that fires on fewer pictures has no words: what three pictures have in common is chance
 AT_ONCE = 1024  # features whose companions are counted at a time
 EMOTION = "emotion: "
-MARK = "#D55E00"
+MARK = ORANGE
 
 Captions = tuple[Sequence[str], Float[Tensor, "m width"]]  # sentences, and their vectors from the tower's text side
 

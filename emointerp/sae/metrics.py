@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from emointerp.errors import InputError
-from emointerp.plots import new_figure
+from emointerp.plots import BLUE, GRAY, PALE, QUIET, new_figure
 from emointerp.sae.value import SAE, Codes
 
 
@@ -47,7 +47,7 @@ class Quality:
         """How often features fire, on a logarithmic axis; the dead ones are counted in the title."""
         figure, axis = new_figure(width=5.5, height=3.2)
         alive = self.firing[self.firing > 0]
-        axis.hist(alive, bins=np.geomspace(1 / self.n, 1, 30), color="#0072B2")
+        axis.hist(alive, bins=np.geomspace(1 / self.n, 1, 30), color=BLUE)
         axis.set_xscale("log")
         axis.set_xlabel("share of vectors on which a feature fires")
         axis.set_ylabel("features")
@@ -160,10 +160,10 @@ class FactorScores:
         """A row a factor, the best told on top; a line marks chance."""
         table = self.table.sort_values("auroc")
         figure, axis = new_figure(width=6.5, height=1 + 0.25 * len(table))
-        axis.hlines(range(len(table)), 0.5, table["auroc"], color="#c9ccd1", linewidth=1)
-        axis.plot(table["auroc"], range(len(table)), "o", color="#8A8F98", label="where it was chosen")
-        axis.plot(table["held out"], range(len(table)), "o", color="#0072B2", label="held out")
-        axis.axvline(0.5, color="#6b7078", linestyle=":")
+        axis.hlines(range(len(table)), 0.5, table["auroc"], color=PALE, linewidth=1)
+        axis.plot(table["auroc"], range(len(table)), "o", color=GRAY, label="where it was chosen")
+        axis.plot(table["held out"], range(len(table)), "o", color=BLUE, label="held out")
+        axis.axvline(0.5, color=QUIET, linestyle=":")
         axis.set_yticks(
             range(len(table)), [f"{f} · {i}" for f, i in zip(table["factor"], table["feature"], strict=True)], fontsize=8
         )

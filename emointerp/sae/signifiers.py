@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from emointerp.emotions import BASIC, NEUTRAL
 from emointerp.errors import InputError
 from emointerp.models import Tower
-from emointerp.plots import new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PINK, QUIET, SKY, YELLOW, new_figure
 from emointerp.sae.emotion import (
     EmotionDirections,
     check_pooled,
@@ -50,8 +50,8 @@ from emointerp.world.setting import PLACES
 FACE, PROP, WEATHER, PLACE, WORN, SUBJECT = FACTORS = ("face", "prop", "weather", "place", "clothes", "subject")
 SIGNIFIERS = (PROP, WEATHER, PLACE, WORN)
 NONE, UNTESTED = "none", "not tested"
-COLORS = {FACE: "#0072B2", SUBJECT: "#56B4E9", PROP: "#D55E00", WEATHER: "#E69F00", PLACE: "#009E73", WORN: "#CC79A7"}
-COLORS |= {NONE: "#8A8F98", UNTESTED: "#dfe1e5"}
+COLORS = {FACE: BLUE, SUBJECT: SKY, PROP: ORANGE, WEATHER: YELLOW, PLACE: GREEN, WORN: PINK}
+COLORS |= {NONE: GRAY, UNTESTED: "#dfe1e5"}
 MIX, TEST, MEAN = "train mix", "test", "mean"
 COVERED, MOST = 0.95, 200  # features are tested until they hold so much of a direction's squared length, at most so many
 NEAR = 0.1  # random features hold as much of a direction's squared length as the signifier features, but for this share
@@ -171,7 +171,7 @@ class SignifierAudit:
             at = y + 0.7 * ((i + 0.5) / len(FACTORS) - 0.5)
             axes[1].hlines(at, [s.low for s in shares], [s.high for s in shares], color=COLORS[factor], linewidth=1.5)
             axes[1].plot([s.mean for s in shares], at, "o", color=COLORS[factor], markersize=4)
-        axes[1].axvline(0, color="#6b7078", linewidth=0.8)
+        axes[1].axvline(0, color=QUIET, linewidth=0.8)
         axes[1].set(xlabel="share of the direction that goes when one factor is changed")
         axes[1].set_title("What changes it")
         for axis in axes:
@@ -188,11 +188,11 @@ class SignifierAudit:
         for axis, kind in zip(axes, (MIX, TEST), strict=True):
             rows = self.ranking[self.ranking.set == kind].set_index("emotion").loc[names]
             y = np.arange(len(names))
-            for column, color, shift in (("difference", "#D55E00", -0.12), ("random difference", "#8A8F98", 0.12)):
+            for column, color, shift in (("difference", ORANGE, -0.12), ("random difference", GRAY, 0.12)):
                 axis.hlines(y + shift, [i.low for i in rows[column]], [i.high for i in rows[column]], color=color, linewidth=1.5)
                 label = "signifier features" if column == "difference" else f"random features ({self.draws} draws)"
                 axis.plot([i.mean for i in rows[column]], y + shift, "o", color=color, markersize=5, label=label)
-            axis.axvline(0, color="#6b7078", linewidth=0.8)
+            axis.axvline(0, color=QUIET, linewidth=0.8)
             axis.set_yticks(y, names if axis is axes[0] else [])
             axis.set(ylim=(len(y) - 0.5, -0.5), xlabel="change of average precision without them")
             axis.locator_params(axis="x", nbins=6)

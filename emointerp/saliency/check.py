@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from emointerp.errors import InputError
 from emointerp.models import to_image
 from emointerp.models.patches import whole
-from emointerp.plots import ends, new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, QUIET, YELLOW, ends, new_figure
 from emointerp.saliency.methods import METHODS, method_named, random_map, smoothgrad
 from emointerp.saliency.places import place
 from emointerp.saliency.targets import Target
@@ -102,11 +102,11 @@ class MapCheck:
         """The mean target while pixels are deleted and inserted, in the order of each method's maps."""
         figure, axes = new_figure(1, 2, width=8.4, height=3.2)
         x = np.linspace(0, 1, self.curves.shape[-1])
-        colours = dict(zip([m for m in methods if m != RANDOM], ("#0072B2", "#D55E00", "#009E73", "#E69F00"), strict=False))
+        colours = dict(zip([m for m in methods if m != RANDOM], (BLUE, ORANGE, GREEN, YELLOW), strict=False))
         for k, (axis, kind) in enumerate(zip(axes, ("deletion", "insertion"), strict=True)):
             for method in methods:
                 mean = self.curves[(self.table.method == method).to_numpy(), k].mean(0)
-                axis.plot(x, mean, color=colours.get(method, "#8A8F98"), label=method)
+                axis.plot(x, mean, color=colours.get(method, GRAY), label=method)
             axis.set(title=kind.capitalize(), xlabel=f"share of the picture {'taken away' if k == 0 else 'put in'}")
         axes[0].set_ylabel("mean target")
         axes[1].legend(fontsize=9)
@@ -141,8 +141,8 @@ def _draw_intervals(axis: Any, intervals: pd.Series, nothing: float) -> None:
     """Means and intervals, one above the other; controls in grey, and a line where there is no effect."""
     mean, low, high = ends(intervals)
     y = np.arange(len(intervals))[::-1]
-    colours = ["#8A8F98" if method in CONTROLS else "#0072B2" for method in intervals.index]
-    axis.axvline(nothing, color="#6b7078", linewidth=0.8, linestyle=":")
+    colours = [GRAY if method in CONTROLS else BLUE for method in intervals.index]
+    axis.axvline(nothing, color=QUIET, linewidth=0.8, linestyle=":")
     axis.hlines(y, low, high, color=colours)
     axis.scatter(mean, y, color=colours, s=28, zorder=3)
     axis.set_yticks(y, intervals.index)
@@ -273,12 +273,12 @@ class Tuning:
     def plot(self) -> Figure:
         """The ratio by sigma, a line for each n."""
         figure, axis = new_figure(width=6.0, height=3.2)
-        for (n, some), colour in zip(self.to_frame().groupby("n"), ("#8A8F98", "#E69F00", "#0072B2", "#009E73"), strict=False):
+        for (n, some), colour in zip(self.to_frame().groupby("n"), (GRAY, YELLOW, BLUE, GREEN), strict=False):
             mean, low, high = ends(some.ratio)
             sigmas = some.index.get_level_values("sigma")
             axis.plot(sigmas, mean, color=colour, marker="o", markersize=4, label=f"n = {n}")
             axis.fill_between(sigmas, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.axhline(1, color="#6b7078", linewidth=0.8, linestyle=":")
+        axis.axhline(1, color=QUIET, linewidth=0.8, linestyle=":")
         axis.set(xlabel="sigma, in standard deviations of the picture", ylabel="mass inside / area")
         axis.legend(fontsize=9)
         return figure

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from emointerp.errors import InputError
 from emointerp.models import VLM
 from emointerp.models.anatomy import part
-from emointerp.plots import band, new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, QUIET, YELLOW, band, new_figure
 from emointerp.statistics import Interval, against_random, random_directions, value_interval
 from emointerp.superposition.toy import dimensionality
 from emointerp.world import Scene
@@ -153,10 +153,10 @@ class Readings:
         frame = frame.iloc[np.linspace(0, len(frame) - 1, min(most, len(frame))).round().astype(int)]
         figure, axis = new_figure(width=7.5, height=1.2 + 0.19 * len(frame))
         for row, (r, good) in enumerate(zip(frame.r, frame.readable, strict=True)):
-            color = "#0072B2" if good else "#8A8F98"
+            color = BLUE if good else GRAY
             axis.plot([r.low, r.high], [row, row], color=color, linewidth=1.5)
             axis.plot([r.mean], [row], "o", color=color, markersize=4)
-        axis.axvline(READABLE, color="#6b7078", linestyle=":", linewidth=1)
+        axis.axvline(READABLE, color=QUIET, linestyle=":", linewidth=1)
         axis.set_yticks(range(len(frame)), frame.factor, fontsize=8)
         axis.set(
             xlim=(min(0.0, *(r.low for r in frame.r)), 1), ylim=(len(frame) - 0.5, -0.5), xlabel="correlation on other pictures"
@@ -225,13 +225,13 @@ def by_dimensions(
 def plot_by_dimensions(counts: dict[str, pd.DataFrame]) -> Figure:
     """Readable factors by dimensions, a line for each embedding, beside the line of one factor a dimension."""
     figure, axis = new_figure(width=7, height=3.8)
-    for (name, table), color in zip(counts.items(), ("#0072B2", "#E69F00", "#8A8F98", "#009E73"), strict=False):
+    for (name, table), color in zip(counts.items(), (BLUE, YELLOW, GRAY, GREEN), strict=False):
         means = table.groupby("dimensions").readable.agg(value_interval)
         band(axis, means.index, means, color, name)
     most = max(float(table.readable.max()) for table in counts.values()) * 1.1 + 1
     ticks = sorted({int(d) for table in counts.values() for d in table.dimensions})
     equal = np.geomspace(1, most, 100)  # straight it would be on even axes only
-    axis.plot(equal, equal, color="#6b7078", linestyle=":", linewidth=1, label="one a dimension")
+    axis.plot(equal, equal, color=QUIET, linestyle=":", linewidth=1, label="one a dimension")
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(d) for d in ticks])
     axis.set(xlim=(0.9 * ticks[0], 1.1 * ticks[-1]), ylim=(0, most), xlabel="dimensions kept", ylabel="factors readable")
@@ -281,13 +281,13 @@ class Interference:
             values[~np.isnan(values)],
             bins=np.linspace(0, 1, 41),
             density=True,
-            color="#0072B2",
+            color=BLUE,
             alpha=0.6,
             label="pairs of factors",
         )
-        lines = ((float(self.table["mean cosine"].mean()), "#0072B2", "-", "their mean"),)
-        lines += ((float(self.random.mean()), "#8A8F98", "--", "random directions, mean"),)
-        lines += ((float(self.matched.mean()), "#D55E00", "--", "with the same covariance, mean"),)
+        lines = ((float(self.table["mean cosine"].mean()), BLUE, "-", "their mean"),)
+        lines += ((float(self.random.mean()), GRAY, "--", "random directions, mean"),)
+        lines += ((float(self.matched.mean()), ORANGE, "--", "with the same covariance, mean"),)
         for x, color, style, label in lines:
             axis.axvline(x, color=color, linestyle=style, linewidth=1.5, label=label)
         axis.set(xlabel="absolute cosine between two directions", ylabel="density")

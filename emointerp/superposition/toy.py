@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
-from emointerp.plots import new_figure
+from emointerp.plots import BLUE, QUIET, YELLOW, new_figure
 
 REPRESENTED = 0.5  # length of a column of W from which a feature counts as represented
 APART = 0.2  # absolute cosine below which two features do not belong to one shape
@@ -145,12 +145,10 @@ class ToyModels:
         frame, summary = self.to_frame(), self.summary()
         for level, name in ((1, "own dimension"), (3 / 4, "tetrahedron"), (1 / 2, "antipodal pair"), (2 / 5, "pentagon")):
             axis.axhline(level, color="#c9cdd2", linewidth=0.8, zorder=0)
-            axis.annotate(
-                name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#6b7078"
-            )
+            axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=QUIET)
         some = frame[frame.represented]
-        axis.scatter(1 / some.density, some.dimensionality, s=9, color="#E69F00", alpha=0.5, label="D of each feature")
-        axis.plot(summary["1 / (1 - S)"], summary["D*"], color="#0072B2", marker="o", markersize=4, label="D*")
+        axis.scatter(1 / some.density, some.dimensionality, s=9, color=YELLOW, alpha=0.5, label="D of each feature")
+        axis.plot(summary["1 / (1 - S)"], summary["D*"], color=BLUE, marker="o", markersize=4, label="D*")
         axis.set(xscale="log", ylim=(0, 1.1), xlabel="1 / (1 - S)", ylabel="dimensions a feature")
         axis.set_xticks(summary["1 / (1 - S)"], [f"{x:.2g}" for x in summary["1 / (1 - S)"]], minor=False)
         axis.set_xticks([], minor=True)

@@ -21,7 +21,7 @@ from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.neurons import state_neurons
 from emointerp.pairs import Pair, check_disjoint, fingerprint, twin_prompts
-from emointerp.plots import band, new_figure
+from emointerp.plots import BLUE, GRAY, INK, ORANGE, PINK, QUIET, SKY, band, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Edit, generate, perplexity, run
 from emointerp.veena.strength import BEGUN
@@ -33,7 +33,7 @@ _CHECKED = 4  # pairs of a map that are measured anew
 _KINDS = {"patching": "denoising", "amplifying": LOOKING}  # of maps that are exact, and their direction
 _NO_L_EMO = "Heads up to l_emo look from the query, later ones from the current token: name l_emo, such as l_emo=3."
 Question = tuple[Any, str, str]  # picture, question, the right answer
-_COLORS = ("#8A8F98", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7")
+_COLORS = (GRAY, SKY, BLUE, ORANGE, PINK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,12 @@ class Fit:
             band(axes[0], some.beta, some.exact, color, f"γ = {gamma:g}")
             axes[1].plot(some.beta, some.false_emotions, "-o", color=color, markersize=4)
         best, own = self.table[self.table.chosen].iloc[0], self.table.false_emotions - self.table.more_false
-        ring = {"marker": "o", "markersize": 12, "color": "#23262d", "markerfacecolor": "none", "linestyle": "none"}
+        ring = {"marker": "o", "markersize": 12, "color": INK, "markerfacecolor": "none", "linestyle": "none"}
         axes[0].plot(best.beta, best.exact.mean, **ring, label="chosen")
         axes[1].plot(best.beta, best.false_emotions, **ring)
-        axes[1].axhline(own.iloc[0] + self.max_false, color="#6b7078", linestyle=":", linewidth=1)
+        axes[1].axhline(own.iloc[0] + self.max_false, color=QUIET, linestyle=":", linewidth=1)
         axes[1].annotate("limit", (0.5, own.iloc[0] + self.max_false), xycoords=("axes fraction", "data"), ha="center", va="bottom",
-                         fontsize=8, color="#6b7078")  # fmt: skip
+                         fontsize=8, color=QUIET)  # fmt: skip
         betas = self.table.beta.unique()
         for axis, title in zip(axes, ("Exact rate, emotional sides", "False emotions, neutral sides"), strict=True):
             axis.set(xlabel="β", ylim=(-0.03, 1.03), title=title, xscale="log")

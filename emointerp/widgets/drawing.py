@@ -17,11 +17,11 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from emointerp.emotions import EmotionWord
-from emointerp.plots import COLORS, ShownFigure, new_figure
+from emointerp.plots import COLORS, GRAY, INK, ORANGE, ShownFigure, new_figure
 from emointerp.widgets.tinted import RAMP, tint
 from emointerp.widgets.token_strip import Chip
 
-INK, FAINT, RULE, GRAY, WARNING = "#23262d", "#5b616b", "#d4d7dc", "#8A8F98", "#D55E00"
+FAINT, RULE = "#5b616b", "#d4d7dc"  # small words, and lines between parts
 EDGE = 8  # points around everything
 OPACITY = 0.6  # of colours over pictures, as in `PatchGrid`
 LEADING = 1.45  # height of a line, as a multiple of the letters'
@@ -131,7 +131,7 @@ class Sheet:
             if tag:
                 self._draws.append((_draw_word, left, y + height / 2, tag, None, size, FAINT, "normal"))
             left += before
-            self.box(left, y, width, height, color, WARNING if chosen else GRAY, 2.2 if chosen else 0.6)
+            self.box(left, y, width, height, color, ORANGE if chosen else GRAY, 2.2 if chosen else 0.6)
             self._draws.append((_draw_word, left + 3, y + height / 2, chip.text, None, size, ink, "normal"))
             left += width + 4
         return y + height

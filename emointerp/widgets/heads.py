@@ -26,11 +26,11 @@ from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons, trigger_neurons
 from emointerp.pairs import Pair
-from emointerp.plots import COLORS, ShownFigure
+from emointerp.plots import COLORS, GRAY, INK, ShownFigure
 from emointerp.sources import checked_places, source_tokens
 from emointerp.start_here import EVENT
 from emointerp.statistics import Interval
-from emointerp.widgets.drawing import FAINT, INK, Sheet, image_of
+from emointerp.widgets.drawing import FAINT, Sheet, image_of
 from emointerp.widgets.panel import BUSY, Panel, arranged, clear_scenes
 from emointerp.widgets.patch_grid import PatchGrid
 from emointerp.widgets.token_strip import visible
@@ -39,7 +39,6 @@ from emointerp.world import Scene
 BELOW = "neurons below it, at the picture's tokens"
 SHOWN = 6  # neurons; each is patched exactly, which is most of what a click costs
 MAP = ("picture", "size", "boxes", "labels", "width")  # what the map and its stand-in share
-_GRAY = "#8A8F98"
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,7 +360,7 @@ def _about(reading: HeadReading, effects: Effects) -> str:
 def _row(name: str, interval: Interval, p: float, ends: tuple[float, float], bold: bool) -> str:
     return (
         f'<span style="font-weight:{"bold" if bold else "normal"}">{escape(name)}</span>'
-        f"{_bar(interval, *ends, COLORS.get(name, _GRAY))}<span>{_said(interval)}{'*' if p <= 0.05 else ''}</span>"
+        f"{_bar(interval, *ends, COLORS.get(name, GRAY))}<span>{_said(interval)}{'*' if p <= 0.05 else ''}</span>"
     )
 
 
@@ -420,7 +419,7 @@ def _cells(row: Any, known: int) -> list[str]:
 
 def _neuron(row: Any, known: int) -> str:
     *cells, names = _cells(row, known)
-    dot = f'<span style="color:{COLORS.get(names, _GRAY)}">●</span> {escape(names)}' if names else ""
+    dot = f'<span style="color:{COLORS.get(names, GRAY)}">●</span> {escape(names)}' if names else ""
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in [*map(escape, cells), dot]) + "</tr>"
 
 
@@ -460,7 +459,7 @@ def _draw_effects(sheet: Sheet, y: float, width: float, effects: Effects, readin
         at = [60 + 110 * (min(max(v, low), high) - low) / (high - low) for v in (0.0, interval.mean, interval.low, interval.high)]
         if np.isfinite(at).all():
             zero, mean, left, right = at
-            sheet.box(min(zero, mean), y + 3, abs(mean - zero), 8, COLORS.get(name, _GRAY))
+            sheet.box(min(zero, mean), y + 3, abs(mean - zero), 8, COLORS.get(name, GRAY))
             sheet.box(left, y + 6.6, right - left, 0.8, INK)
             sheet.box(zero, y, 0.5, 14, INK)
         sheet.text(0, y, name, 58, size=9, weight="bold" if name == bold else "normal")

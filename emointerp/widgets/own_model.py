@@ -14,12 +14,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from emointerp.errors import InputError
 from emointerp.models import BUNDLED, WEIGHTS, Budget, expect
 from emointerp.models.budget import CONFIGS, GPUS, USABLE, VISUAL
-from emointerp.plots import ShownFigure, new_figure
+from emointerp.plots import BLUE, ORANGE, PALE, ShownFigure, new_figure
 from emointerp.widgets.panel import Panel, arranged
 
 BITS = {"16 bits": 16, "8 bits": 8, "4 bits": 4}
 SMALL = 1e8  # bytes of weights, below which a model's time is Python's and no GPU need be named
-BLUE, GRAY, ORANGE = "#0072B2", "#c9ccd1", "#D55E00"
 TIMES = {"prompt": "read a prompt", "story": "tell a story", "head_map": "map of heads, a pair", "evaluation": "1,000 answers"}
 
 
@@ -99,7 +98,7 @@ def draw(model: str, bits: int = 16) -> ShownFigure:
     room = [USABLE * gpu.memory / 1e9 for gpu in GPUS.values()]
     need = found.peak() / 1e9
     figure, axis = new_figure(width=6.5, height=2.6)
-    axis.barh(names, room, color=[BLUE if need <= some else GRAY for some in room], height=0.6)
+    axis.barh(names, room, color=[BLUE if need <= some else PALE for some in room], height=0.6)
     axis.axvline(need, color=ORANGE, linewidth=1.5)
     axis.annotate(f" {_bytes(found.peak())}", (need, -0.75), color=ORANGE, fontsize=9, va="center")
     axis.set(xlabel="GB that can be used; blue: it fits", ylim=(len(names) - 0.4, -1.1))

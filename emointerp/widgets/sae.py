@@ -18,13 +18,13 @@ from jaxtyping import Bool
 
 from emointerp.errors import InputError
 from emointerp.models import Tower, load_tower
-from emointerp.plots import ShownFigure
+from emointerp.plots import INK, ShownFigure
 from emointerp.sae import SAE, Codes, load_sae, picture_codes
 from emointerp.sae.emotion import EmotionDirections, emotion_directions
 from emointerp.sae.meaning import by_picture, feature_meanings
 from emointerp.sae.tree import NONE, FeatureTree, feature_tree
 from emointerp.superposition import factor_table
-from emointerp.widgets.drawing import FAINT, INK, Sheet, image_of
+from emointerp.widgets.drawing import FAINT, Sheet, image_of
 from emointerp.widgets.explorer import Explorer, top_pictures, warmed
 from emointerp.widgets.panel import Panel, arranged
 from emointerp.world import Scene, face_scenes

@@ -20,11 +20,11 @@ from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, Prompt
-from emointerp.plots import COLORS, ShownFigure
+from emointerp.plots import COLORS, GRAY, INK, ORANGE, ShownFigure
 from emointerp.start_here import EVENT
 from emointerp.steering import MAX_COST
 from emointerp.tracing import perplexity, sweep
-from emointerp.widgets.drawing import FAINT, INK, Sheet, cell_colors
+from emointerp.widgets.drawing import FAINT, Sheet, cell_colors
 from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.start_here import EVENTS
 
@@ -32,7 +32,6 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NONE = "none"
 WARN = ' class="warning"'
 LIMIT = 1.5 * MAX_COST  # the emotional picture's own story is about 1.5 times as perplexing as that of its neutral twin
-_GRAY, _WARNING = "#8A8F98", "#D55E00"
 
 
 class Push(NamedTuple):
@@ -198,12 +197,12 @@ def _rows(story: Story) -> list[tuple[str, float, str, str, bool]]:
     """Of a pushed story: a name, a bar's share and colour, words, and whether they are a warning."""
     if story.push is None:
         return []
-    own, costly = COLORS.get(story.push.emotion, _GRAY), story.cost > LIMIT
+    own, costly = COLORS.get(story.push.emotion, GRAY), story.cost > LIMIT
     return [
         (f"names {story.push.emotion}", story.hit, own, f"in {story.hit:.0%} of the wheels", False),
-        ("names others", float(bool(story.others)), _WARNING, ", ".join(story.others) or "none", False),
-        ("perplexity", _share(story.cost), _WARNING if costly else _GRAY, _times(story.cost), costly),
-        ("length of the push", min(story.shift, 1.0), _GRAY, f"{story.shift:.0%} of the residual stream's", False),
+        ("names others", float(bool(story.others)), ORANGE, ", ".join(story.others) or "none", False),
+        ("perplexity", _share(story.cost), ORANGE if costly else GRAY, _times(story.cost), costly),
+        ("length of the push", min(story.shift, 1.0), GRAY, f"{story.shift:.0%} of the residual stream's", False),
     ]
 
 
@@ -259,7 +258,7 @@ def grid_html(stories: Sequence[Story], here: Push) -> str:
 def _cell(story: Story, chosen: bool) -> str:
     """What a story names on its colours: over white, so that black reads well on them in every theme; pale ones over the page."""
     full = bool(story.named) and not story.cost > LIMIT
-    colors = cell_colors(story.named) if full else [f"{COLORS.get(name, _GRAY)}26" for name in story.named] or [f"{_GRAY}1a"]
+    colors = cell_colors(story.named) if full else [f"{COLORS.get(name, GRAY)}26" for name in story.named] or [f"{GRAY}1a"]
     ends = [f"{color} {100 * i / len(colors):.0f}% {100 * (i + 1) / len(colors):.0f}%" for i, color in enumerate(colors)]
     classes = " ".join(["full" if full else "pale"] + ["here"] * chosen)
     said = f"layer {story.push.layer}, alpha {story.push.alpha:g}, perplexity {_times(story.cost)}: {story.text}"

@@ -23,7 +23,7 @@ from emointerp.lens import Words
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons
-from emointerp.plots import ShownFigure
+from emointerp.plots import BLUE, GRAY, YELLOW, ShownFigure
 from emointerp.start_here import conflict_intensities
 from emointerp.tracing import Edit, perplexity
 from emointerp.veena import Place, Veena, confidence
@@ -37,7 +37,6 @@ BETAS, GAMMAS = (1.0, 64.0), (1.0, 3.0)  # where the sliders end
 HEADS = 10  # heads at the start
 LIMIT = 1.5  # a story that is so many times as perplexing stands out; the limit of `veena.fit`
 TOKENS = 64
-_BLUE, _ORANGE, _GRAY = "#0072B2", "#E69F00", "#8A8F98"
 
 
 class Strengths(NamedTuple):
@@ -306,7 +305,7 @@ def _outcome(story: Story, shown: Shown) -> tuple[str, str]:
     """A colour and a reason: what the picture shows, what the event suggests, both or neither."""
     reasons = [f"as the picture shows{' none' if shown.shows == NEUTRAL else ''}"] * story.seen
     reasons += ["as the event suggests"] * story.follows + ["more"] * (story.seen and not (story.exact or story.follows))
-    color = _ORANGE if story.follows else _BLUE if story.seen else _GRAY
+    color = YELLOW if story.follows else BLUE if story.seen else GRAY
     return color, " and ".join(reasons) or ("not what the picture shows" if shown.shows else "")
 
 
