@@ -8,6 +8,7 @@ pairs that it was selected on. Whether it is a circuit at all is asked in `faith
 import hashlib
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,14 @@ from matplotlib.figure import Figure
 from torch.nn import Module
 
 from emointerp.directions import Directions
-from emointerp.errors import InputError, ModelError
+from emointerp.errors import InputError, ModelError, OutputError
+from emointerp.files import whole
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import Anatomy
 from emointerp.pairs import Pair
 from emointerp.plots import COLORS, GRAY, INK, QUIET, new_figure
 from emointerp.tracing import Activations, Edit, ScaleAttention, ScaleNeurons, collect, mean_ablation, patch
+from emointerp.tracing.weights import asked, named_weights
 
 FORMAT, VERSION = "emointerp circuit", 1
 GENERAL, LOGITS = "general", "logits"
@@ -135,18 +138,22 @@ def revision(vlm: VLM) -> str:
     reads about 0.5% of the weights in a second or two. It is kept until a weight is replaced or changed in place (changes through
     `.data` go unnoticed); a change of single numbers in a large matrix may go unseen.
     """
+    if vlm.remote:
+        if vlm.model not in _REVISIONS:  # one request a model in hand
+            _REVISIONS[vlm.model] = (), asked(vlm, _hashed)
+        return _REVISIONS[vlm.model][1]
     state = tuple((id(p), p.dtype, -1 if p.is_inference() else p._version) for p in vlm.model.parameters())
     if _REVISIONS.get(vlm.model, (None, ""))[0] != state:
-        _REVISIONS[vlm.model] = state, _hashed(vlm)
+        _REVISIONS[vlm.model] = state, _hashed(vlm.model)
     return _REVISIONS[vlm.model][1]
 
 
-_REVISIONS: MutableMapping[Module, tuple[tuple, str]] = WeakKeyDictionary()
+_REVISIONS: MutableMapping[Any, tuple[tuple, str]] = WeakKeyDictionary()
 
 
-def _hashed(vlm: VLM) -> str:
+def _hashed(model: Module) -> str:
     digest = hashlib.sha256()
-    for name, weights in sorted(vlm.model.named_parameters(), key=lambda item: item[0]):
+    for name, weights in named_weights(model):
         if weights.is_meta:
             raise ModelError(f"{name} holds no numbers (meta device); load the whole model into memory.")
         values = weights.detach().flatten()[:: max(1, weights.numel() // SAMPLED)].float().cpu()
@@ -232,21 +239,28 @@ class Circuit:
         return pd.DataFrame([[getattr(part, column) for column in columns] for part in self.parts], columns=columns)
 
     def save(self, file: str | Path) -> None:
-        """Write JSON."""
-        Path(file).write_text(json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n")
+        """Write JSON; OutputError where that cannot be done."""
+        text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
+        try:
+            with whole(Path(file)) as part:
+                part.write_text(text, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"The circuit cannot be written to {file}: {error}. Choose a place that can be written to."
+            ) from error
 
     @classmethod
     def load(cls, file: str | Path) -> "Circuit":
         """Read what `save` wrote; InputError says what is wrong with the file."""
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise InputError(f"There is no file {file}; expected one that Circuit.save wrote.")
         try:
-            held = json.loads(Path(file).read_text())
+            held = json.loads(Path(file).read_text(encoding="utf-8"))
             if not isinstance(held, dict) or (held.pop("format", None), held.pop("version", None)) != (FORMAT, VERSION):
                 raise ValueError(f"not marked as {FORMAT!r}, version {VERSION}")
             kinds = {"heads": Head, "neurons": Neuron, "edges": Edge}
             return cls(**held | {name: [kind(**row) for row in held[name]] for name, kind in kinds.items()})
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"{file} holds no circuit ({error}); expected a file that Circuit.save wrote.") from None
 
     def check(self, vlm: VLM) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `tour` (the main job), `lab` (the course), `verify` (do tools agree), `evaluate` (what helps), `index`."""
+"""The command line: `tour` (the main job), `lab` (the course), `verify` (do tools agree), `evaluate` (what helps), and others."""
 
 import sys
 from enum import StrEnum
@@ -184,6 +184,26 @@ def _emotic(tower: str, sae: str | None, device: str | None, data: Path, folder:
     print(f"{write_emotic(*found, folder)}\n\nKept in: {folder}")
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="'tiny' (bundled), a well-known id, a local folder, or an id that the hub's cache holds.")
+    ] = "tiny",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="A card (T4, A100 80 GB), a size of memory (24GB), or cpu; by default this machine's own."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Say before a model is fetched what fits on a machine and how long it takes; computed, not measured."""
+    import json
+
+    from emointerp.models import planned
+
+    found = planned(model, gpu)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else found)
+
+
 class Engine(StrEnum):
     """What `index` reads pictures with."""
 
@@ -214,6 +234,45 @@ def index(
     print(indexed(out, folder, tower, sae, batch=batch, engine=engine.value, device=device, forget=forget))
 
 
+class Paper(StrEnum):
+    """What `reproduce` knows."""
+
+    veena = "veena"
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[Paper, typer.Argument(help="VEENA: arXiv 2605.21980.")],
+    model: Annotated[str, typer.Option(help="'tiny' (bundled), a local folder, or a hub id.")] = "tiny",
+    pairs: Annotated[
+        Path | None, typer.Option(help="A table of pairs, or a folder with pairs.csv; by default pairs of the drawn world.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of your copy of MER-UniBench; by default the drawn world's sets.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for page and steps; a run that was stopped goes on there.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A step, with what it stands on; may be given several times. By default all.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="How much is measured: full or quick.")] = "full",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done, and about how long it takes.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do again what no longer stands in a folder of another model, pairs or size.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str, typer.Option(help="For example bfloat16.")] = "auto",
+) -> None:
+    """Do all of a paper's analyses, step by step, and write a page with what a digest of it reports beside what was found."""
+    from emointerp import reproduce
+
+    out = out or Path(f"emointerp-{paper.value}")
+    if plan:
+        print(reproduce.plan_text(model, data, out, size=size))
+    else:
+        page = reproduce.run(model, pairs, data, out, size=size, only=only or (), force=force, device=device, dtype=dtype)
+        print(f"Page: {page}")
+
+
 def main() -> None:
     """Run a command; errors of ours become one line and their exit code, Ctrl-C becomes 130."""
     try:
@@ -231,6 +290,8 @@ def main() -> None:
 
 
 def _said(message: str, code: int) -> int:
+    """Print a message without what a terminal would obey, and give the exit code back."""
+    message = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in message)
     print(f"emointerp: {message}", file=sys.stderr)
     return code
 

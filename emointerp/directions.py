@@ -6,6 +6,7 @@
 
 import json
 import operator
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emointerp.errors import InputError
+from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 from emointerp.models import VLM, Prompt
 from emointerp.plots import INK, new_figure
 from emointerp.statistics import random_directions
@@ -141,20 +143,29 @@ class Directions:
         return figure
 
     def save(self, file: str | Path) -> None:
-        """Write a safetensors file, with names and origin in its metadata."""
+        """Write a safetensors file, with names and origin in its metadata; OutputError where that cannot be done."""
         about = {"emotions": list(self.emotions), "n": list(self.n), "about": dict(self.about)}
-        save_file({"vectors": self.vectors.contiguous()}, file, metadata={"directions": json.dumps(about)})
+        try:
+            with whole(Path(file)) as part:
+                save_file({"vectors": self.vectors.contiguous()}, part, metadata={"directions": json.dumps(about)})
+        except (OSError, ValueError, SafetensorError) as error:
+            raise OutputError(f"Directions cannot be written to {file}: {error}. Choose a place that can be written to.") from error
 
     @classmethod
     def load(cls, file: str | Path) -> "Directions":
-        """Read what `save` wrote."""
-        if not Path(file).is_file():
+        """Read what `save` wrote; InputError says what is wrong with the file."""
+        if not os.path.isfile(file):
             raise InputError(f"There is no file {file}; expected one that Directions.save wrote.")
         try:
             with safe_open(file, "pt") as opened:
-                about = json.loads((opened.metadata() or {})["directions"])
-                return cls(tuple(about["emotions"]), opened.get_tensor("vectors"), tuple(about["n"]), about["about"])
-        except (SafetensorError, KeyError) as error:
+                about, vectors = json.loads((opened.metadata() or {})["directions"]), opened.get_tensor("vectors")
+            emotions, n = tuple(about["emotions"]), tuple(about["n"])
+            if vectors.ndim != 3 or not len(vectors) == len(emotions) == len(n) or not vectors.is_floating_point():
+                raise ValueError(f"vectors {list(vectors.shape)} for {len(emotions)} emotions and {len(n)} counts")
+            if not all(isinstance(e, str) for e in emotions) or not all(isinstance(k, int) and k >= 0 for k in n):
+                raise ValueError(f"emotions {emotions} and counts {n}; expected words and whole numbers")
+            return cls(emotions, vectors, n, dict(about["about"]))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{file} holds no directions ({error}); expected a file that Directions.save wrote.") from None
 
 

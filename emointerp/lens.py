@@ -35,6 +35,7 @@ from emointerp.plots import BLUE, COLORS, GRAY, INK, YELLOW, band, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Metric, collect
 from emointerp.tracing.metrics import as_metric, first_token
+from emointerp.tracing.weights import part_here
 from emointerp.world import Example
 
 Words = Mapping[str, Iterable[str]] | None
@@ -99,7 +100,7 @@ def metrics_of(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words = None
 @torch.no_grad()
 def lens_logits(vlm: VLM, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocabulary"]:
     """Vectors of the residual stream read by the final norm and the unembedding."""
-    norm, unembedding = part(vlm.model, vlm.anatomy.norm), part(vlm.model, vlm.anatomy.family.unembedding)
+    norm, unembedding = part_here(vlm, vlm.anatomy.norm), part_here(vlm, vlm.anatomy.family.unembedding)
     weight = unembedding.weight
     return unembedding(norm(vectors.to(weight.device, weight.dtype))).float()
 
@@ -117,18 +118,18 @@ def value_vectors(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor,
     weight = _weight(vlm, f"{vlm.anatomy.layers}.{_checked_layer(vlm, layer)}.mlp.down_proj")
     if max(neurons) >= vlm.anatomy.d_mlp or min(neurons) < 0:
         raise InputError(f"Neurons {list(neurons)}: a layer of this model has neurons 0 to {vlm.anatomy.d_mlp - 1}.")
-    return weight[:, list(neurons)].T
+    return weight[:, list(neurons)].T.to(vlm.device)  # the layers may lie on several devices
 
 
 def head_writes(vlm: VLM, heads: Float[Tensor, "layer head token d_head"]) -> Float[Tensor, "layer head token d_model"]:
     """What each head writes into the residual stream, `z[l, h] @ W_O[h]`; `heads` as `collect` gives them for all layers."""
-    if hasattr(part(vlm.model, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
+    if hasattr(part(vlm.structure, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
         raise InputError("In Gemma models a norm follows the heads' sum, so a single head's write cannot be told apart.")
     if len(heads) != vlm.anatomy.n_layers:
         raise InputError(f"Heads of {len(heads)} layers came; collect all {vlm.anatomy.n_layers}.")
     written = []
     for layer, z in enumerate(heads):
-        weight = _weight(vlm, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj")
+        weight = _weight(vlm, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj").to(z.device)
         written.append(torch.einsum("htd,mhd->htm", z, weight.unflatten(1, (vlm.anatomy.n_heads, -1))))
     return torch.stack(written)
 
@@ -362,7 +363,7 @@ def _visible(text: str) -> str:
 
 
 def _weight(vlm: VLM, path: str) -> Tensor:
-    weight = part(vlm.model, path).weight.detach()
+    weight = part_here(vlm, path).weight.detach()
     if not weight.is_floating_point() or weight.ndim != 2:
         raise InputError("Quantised weights cannot be read as vectors; load the model without `bits`.")
     return weight

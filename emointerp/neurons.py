@@ -36,6 +36,7 @@ from emointerp.plots import COLORS, GRAY, QUIET, new_figure
 from emointerp.sources import SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
 from emointerp.statistics import benjamini_hochberg, flips_by_group, sign_flips, value_interval
 from emointerp.tracing import Edit, Metric, SetHead, collect, patch, sweep
+from emointerp.tracing.weights import part_here
 
 Tokens = Sequence[int] | str | None  # one a pair, a span, or the last
 FLIPS, COLUMNS_AT_ONCE = 10_000, 2**14
@@ -354,9 +355,12 @@ def _moves(exact: Float[np.ndarray, "pair neuron"], emotions: Sequence[str]) -> 
 @torch.no_grad()
 def written(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
     """What neurons write when they are 1: `value_vectors`. In Gemma through the norm that follows, so only its direction counts."""
-    norm = getattr(part(vlm.model, f"{vlm.anatomy.layers}.{layer}"), "post_feedforward_layernorm", None)
+    path = f"{vlm.anatomy.layers}.{layer}"
     vectors = value_vectors(vlm, layer, neurons)
-    return vectors if norm is None else norm(vectors)
+    if not hasattr(part(vlm.structure, path), "post_feedforward_layernorm"):
+        return vectors
+    norm = part_here(vlm, f"{path}.post_feedforward_layernorm")
+    return norm(vectors.to(norm.weight.device)).to(vectors.device)
 
 
 def naming(vlm: VLM, vectors: Float[Tensor, "vector d_model"], words: Words = None, k: int = 10) -> pd.DataFrame:

@@ -15,6 +15,7 @@ With a model, `vlm.prompt(*pair.plus)` and `vlm.prompt(*pair.minus)` are the two
 
 import csv
 import hashlib
+import os
 import re
 import textwrap
 import warnings
@@ -35,8 +36,10 @@ from tqdm.auto import tqdm
 from emointerp.emotions import BASIC, NEUTRAL, Wheel
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 from emointerp.markup import thumbnail
 from emointerp.models import VLM, Prompt, to_image
+from emointerp.models.images import opened
 from emointerp.plots import new_figure
 from emointerp.world import loaded_events, sample
 from emointerp.world.events import problems
@@ -173,7 +176,7 @@ def read_pairs(table: str | Path) -> list[Pair]:
     Columns: emotional, neutral (pictures, looked up from the table's folder), event, emotion; if given, split, name, neutral_event
     and aligned ("no" for pairs that are no twins). Raises an InputError that lists all that is missing or cannot be read.
     """
-    table = Path(table) / TABLE if Path(table).is_dir() else Path(table)
+    table = Path(table) / TABLE if os.path.isdir(Path(table)) else Path(table)
     columns, rows = _table(table)
     faults = [] if rows else ["it has no rows: write a line for each pair"]
     if missing := [c for c in REQUIRED if c not in columns]:
@@ -186,7 +189,7 @@ def read_pairs(table: str | Path) -> list[Pair]:
 
 def _table(table: Path) -> tuple[list[str], list[tuple[int, dict[str | None, Any]]]]:
     """Columns, and each row with the number of its line; cells beyond the last column come under None."""
-    if not table.is_file():
+    if not os.path.isfile(table):
         raise InputError(f"No table of pairs at {table}; expected a CSV file with the columns {', '.join(REQUIRED)}.")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -206,13 +209,13 @@ def _row_faults(line: int, row: dict[str | None, Any], columns: Sequence[str]) -
 def _picture_faults(paths: Sequence[Path]) -> list[str]:
     """What is wrong with picture files, in words, each said once."""
     paths = list(dict.fromkeys(paths))
-    gone = [f"there is no picture {path}" for path in paths if not path.is_file()]
-    return gone + [f"{path} is not a picture that can be read" for path in paths if path.is_file() and not _readable(path)]
+    gone = [f"there is no picture {path}" for path in paths if not os.path.isfile(path)]
+    return gone + [f"{path} is not a picture that can be read" for path in paths if os.path.isfile(path) and not _readable(path)]
 
 
 def _readable(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.verify()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return False
@@ -249,8 +252,9 @@ def save_pairs(pairs: Sequence[Pair], folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         frame = pd.DataFrame([_saved(pair, i, folder) for i, pair in enumerate(pairs)], columns=[*REQUIRED, *OPTIONAL])
         empty = [c for c in OPTIONAL if not frame[c].any()]
-        frame.drop(columns=empty).to_csv(folder / TABLE, index=False)
-    except OSError as error:
+        with whole(folder / TABLE) as part:
+            frame.drop(columns=empty).to_csv(part, index=False)
+    except (OSError, UnicodeError) as error:
         raise OutputError(f"Pairs cannot be written to {folder} ({error}); choose a folder that can be written to.") from error
     return folder / TABLE
 
@@ -276,7 +280,12 @@ def folder_pairs(shows: str | Path, lacks: str | Path, label: str, event: str, s
     twins = [p.stem for p in a] == [p.stem for p in b]
     if not twins:
         warnings.warn(_why_no_twins(a, b), stacklevel=2)
-    return [Pair(x, y, event, label, split, x.name, aligned=twins) for x, y in zip(a, b, strict=twins)]
+    return [Pair(x, y, event, label, split, _said(x), aligned=twins) for x, y in zip(a, b, strict=twins)]
+
+
+def _said(file: Path) -> str:
+    """A file's name as text that tables and pages can hold: bytes of it that are not UTF-8 become backslashes and numbers."""
+    return file.name.encode("utf-8", "backslashreplace").decode()
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -285,7 +294,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _folder_faults(folder: Path) -> list[str]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [f"there is no folder {folder}"]
     found = _pictures_in(folder)
     return _picture_faults(found) if found else [f"{folder} holds no pictures ({', '.join(PICTURES)})"]

@@ -1,6 +1,7 @@
 """One style for all figures: quiet, colour-blind safe, a colour per emotion everywhere, and words for those who cannot see them."""
 
 import io
+import re
 from collections.abc import Iterable
 from textwrap import shorten
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 # One colour an emotion, from Okabe and Ito's palette (2008), moved until no two come close for colour-blind readers either; the
 # style has the same cycle
@@ -23,13 +26,15 @@ COLORS = {
 # of series that are no emotion: the palette as it was published, and grays for text, lines and what is beside the point
 BLUE, SKY, GREEN, YELLOW, ORANGE, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 INK, QUIET, GRAY, PALE = "#23262d", "#6b7078", "#8A8F98", "#c9ccd1"
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no font has them, and no SVG may
 STYLE = "emointerp.plots"  # plots.mplstyle, by the name that matplotlib.style.use takes
 
 
 class ShownFigure(Figure):
     """A figure that notebooks show by itself: it belongs to no window and no global list, so it is shown once and nothing leaks.
 
-    `alt` says in words what it shows; unless it is set, it is made of titles, axes and legends.
+    `alt` says in words what it shows; unless it is set, it is made of titles, axes and legends. Words are drawn as they are: a `$`
+    in a file's name, an event or a token begins no formula, and what no font can be asked for becomes a question mark.
     """
 
     _alt: str | None = None
@@ -42,6 +47,14 @@ class ShownFigure(Figure):
     @alt.setter
     def alt(self, words: str) -> None:
         self._alt = words
+
+    def draw(self, renderer: Any) -> None:
+        """As matplotlib draws, but for formulas, of which only numbers on axes are some (powers of ten)."""
+        numbers = {text for axis in self.axes for text in _numbers(axis)}
+        for text in self.findobj(Text):
+            if text not in numbers:
+                text.set(parse_math=False, text=drawable(text.get_text()))
+        super().draw(renderer)
 
     def __repr__(self) -> str:
         return self.alt
@@ -75,6 +88,26 @@ def described(figure: Figure) -> str:
     return shorten(f"Figure: {told or 'without titles'}.", 600, placeholder=" …")
 
 
+def drawable(text: str) -> str:
+    """A text that can be drawn: controls and halves of surrogate pairs (of file names that are not UTF-8) become question marks.
+
+    >>> drawable("caf\\udce9.png")
+    'caf?.png'
+    """
+    return CONTROLS.sub("?", text.encode("utf-8", "replace").decode())
+
+
+def _numbers(axis: Axes) -> list[Text]:
+    """What is written on ticks by matplotlib's own formatters of numbers."""
+    return [
+        text
+        for of in (axis.xaxis, axis.yaxis)
+        for minor, formatter in ((False, of.get_major_formatter()), (True, of.get_minor_formatter()))
+        if isinstance(formatter, ScalarFormatter | LogFormatter)
+        for text in of.get_ticklabels(minor=minor)
+    ]
+
+
 def _panel(axis: Axes) -> str:
     """One panel in words: its title, y by x, its legend or its named ticks."""
     title = next((t for t in map(axis.get_title, ("left", "center", "right")) if t), "")
@@ -89,8 +122,9 @@ def _panel(axis: Axes) -> str:
 
 def _ticks(axis: Axes, most: int = 10) -> str:
     """Names on the ticks, where they are words and few."""
-    names = [label.get_text() for of in (axis.yaxis, axis.xaxis) for label in of.get_ticklabels()]
-    words = [name for name in dict.fromkeys(names) if any(map(str.isalpha, name)) and "$" not in name]  # $: a power of ten
+    numbers = set(_numbers(axis))
+    labels = [label for of in (axis.yaxis, axis.xaxis) for label in of.get_ticklabels() if label not in numbers]
+    words = [name for name in dict.fromkeys(label.get_text() for label in labels) if any(map(str.isalpha, name))]
     return ", ".join(words) if len(words) <= most else ""
 
 

@@ -6,6 +6,7 @@ What a run's settings are travels with its checkpoint, so that it goes on with t
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emointerp.errors import InputError
+from emointerp.errors import InputError, OutputError
 
 
 def batch_indices(step: int, batch: int, n: int, seed: int) -> Int[np.ndarray, " batch"]:
@@ -39,14 +40,27 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
 def save_checkpoint(
     file: Path, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, step: int, about: Mapping[str, str]
 ) -> None:
-    """Write weights and the optimiser's state, with the step and what the run is about; the file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write weights and the optimiser's state, with the step and what the run is about; the file appears whole or not at all.
+
+    OutputError where it cannot be written; then the checkpoint of before stays.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in state.items()}
     for i, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
-    part = file.with_suffix(".part")
-    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, part, metadata={**about, "step": str(step)})
-    os.replace(part, file)
+    part = file.with_suffix(".part")  # one name, so that what a killed run left is written over; runs hold the folder alone
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, part, metadata={**about, "step": str(step)})
+        os.replace(part, file)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink()
+        then = f"Free space there; the same run then goes on from {_kept(file)}."
+        raise OutputError(f"Cannot write {file} ({error}). {then}") from error
+
+
+def _kept(file: Path) -> str:
+    return f"step {step_of(file)}" if file.exists() else "the beginning"
 
 
 def resume(file: Path, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, about: Mapping[str, str]) -> int:
@@ -88,6 +102,10 @@ def step_of(file: Path) -> int:
 
 
 def log(file: Path, told: Mapping[str, float]) -> None:
-    """Add a line of figures to a checkpoint's log, `name.log.jsonl` beside `name.safetensors`."""
-    with file.with_suffix(".log.jsonl").open("a") as f:
-        f.write(json.dumps({name: round(value, 4) for name, value in told.items()}) + "\n")
+    """Add a line of figures to a checkpoint's log, `name.log.jsonl` beside `name.safetensors`; OutputError where it cannot."""
+    place = file.with_suffix(".log.jsonl")
+    try:
+        with place.open("a") as f:
+            f.write(json.dumps({name: round(value, 4) for name, value in told.items()}) + "\n")
+    except OSError as error:
+        raise OutputError(f"Cannot write {place} ({error.strerror}). Free space there, and run the same again.") from error

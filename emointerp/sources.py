@@ -27,7 +27,9 @@ from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PALE, YELLOW, ends, new_f
 from emointerp.statistics import value_interval
 from emointerp.tracing import Activations, collect
 from emointerp.tracing.branches import prefix_of
+from emointerp.tracing.remote import values_of
 from emointerp.tracing.verbs import checked_layers
+from emointerp.tracing.weights import part_here
 from emointerp.world import Scene
 
 Place = tuple[int, int]  # layer, and number of a head or neuron
@@ -155,10 +157,11 @@ def value_path(vlm: VLM, prompt: Prompt, layer: int, head: int, direction: Float
     v_t is the value vector of the head's key-value group (grouped queries share one), as it stands in the model's cache.
     """
     refuse_norms(vlm)
-    a, weight = vlm.anatomy, part(vlm.model, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj").weight.detach()
+    a, weight = vlm.anatomy, part_here(vlm, f"{vlm.anatomy.layers}.{layer}.self_attn.o_proj").weight.detach()
     if not weight.is_floating_point():
         raise InputError("Quantised weights cannot be read as vectors; load the model without `bits`.")
-    values = prefix_of(vlm, prompt).keys_values[layer][1][0, head // (a.n_heads // a.n_kv_heads)]
+    kept = values_of(vlm, prompt, layer) if vlm.remote else prefix_of(vlm, prompt).keys_values[layer][1][0]
+    values = kept[head // (a.n_heads // a.n_kv_heads)]
     read = weight[:, head * a.d_head : (head + 1) * a.d_head].float().T @ unit(direction).to(weight.device)
     return values.float() @ read
 
@@ -198,7 +201,7 @@ def checked_places(vlm: VLM, places: Iterable[Sequence[SupportsIndex]], what: st
 
 def refuse_norms(vlm: VLM) -> None:
     """Refuse models where a norm stands between what a part writes and the residual stream."""
-    if hasattr(part(vlm.model, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
+    if hasattr(part(vlm.structure, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
         raise InputError(
             "In Gemma models a norm follows what heads and neurons write, so a single one's length along S cannot be told; "
             "leave the directions out."

@@ -97,8 +97,9 @@ class Reading:
 
 def read(vlm: VLM, picture: Any, event: str = EVENT) -> Reading:
     """Tell a picture's story, and that of its neutral twin if the picture is a scene of the drawn world."""
-    twin = tell(vlm, picture.neutral(), event) if isinstance(picture, Scene) else None
-    return Reading(tell(vlm, picture, event), twin, familiarity(vlm, to_image(picture)))
+    pictures = [picture, picture.neutral()] if isinstance(picture, Scene) else [picture]
+    telling, *twin = tell_all(vlm, [(one, event) for one in pictures], progress=False)
+    return Reading(telling, twin[0] if twin else None, familiarity(vlm, to_image(picture)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ SAELens 6.54 needs transformer-lens below 4, so it has an environment of its own
     python tests/saelens_check.py                       # makes saelens_venv in the folder for temporary files, then checks
     python tests/saelens_check.py --python PYTHON       # with the interpreter of an environment that has SAELens
     python tests/saelens_check.py --seconds 5           # also times SAELens, the dense form and ours, in that environment
+                                                        # (--json FILE: and writes the times there)
 
 By hand the environment is
 
@@ -18,6 +19,7 @@ A row a folder: who wrote it, who read it, and the largest absolute difference o
 
 import argparse
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -123,7 +125,9 @@ def _randomised(module: torch.nn.Module) -> None:
             weights *= torch.linspace(0.5, 2, len(weights))[:, None]
 
 
-def timed(seconds: float, d_in: int = 1152, d_hidden: int = 65_536, k: int = 128, batch: int = 64) -> None:
+def timed(
+    seconds: float, file: Path | None = None, d_in: int = 1152, d_hidden: int = 65_536, k: int = 128, batch: int = 64
+) -> None:
     """Encoding and decoding: ours beside SAELens and the blog post's dense form, in turns; `coding.py` needs nothing but torch."""
     from sae_lens import TopKSAE, TopKSAEConfig
 
@@ -152,12 +156,17 @@ def timed(seconds: float, d_in: int = 1152, d_hidden: int = 65_536, k: int = 128
     print(f"\nencode + decode, {d_in} -> {d_hidden}, top {k}, {batch} vectors")
     for name, second in taken.items():
         print(f"{name:12s} {second:.3f} s  {second / taken['ours']:.2f} times ours  difference {apart[name]:.0e}")
+    if file:
+        rows = [{"road": name, "seconds": second, "difference": apart[name]} for name, second in taken.items()]
+        file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 # in ours
 
 
-def outside(python: Path, folder: Path, sizes: tuple[int, int, int], n: int, seconds: float | None = None) -> float:
+def outside(
+    python: Path, folder: Path, sizes: tuple[int, int, int], n: int, seconds: float | None = None, file: Path | None = None
+) -> float:
     """Write, let the others read and write, read; print a table and give the largest difference in it."""
     from emointerp.sae import SAE, load_sae, save_sae
 
@@ -171,7 +180,7 @@ def outside(python: Path, folder: Path, sizes: tuple[int, int, int], n: int, sec
         save_sae(
             SAE(encoder, k, None if tied else decoder, b_enc, b_dec), folder / "ours" / form / named(tied=tied, biases=biases), form
         )
-    timing = [] if seconds is None else ["--seconds", str(seconds)]
+    timing = [] if seconds is None else ["--seconds", str(seconds), *(["--json", file.resolve()] if file else [])]
     subprocess.run([python, __file__, "--inside", folder, "--sizes", *map(str, sizes), *timing], check=True)
     worst = 0.0
     for path in sorted(folder.glob("*/*/*")):
@@ -206,15 +215,16 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="interpreter of an environment that has SAELens and sparsify")
     parser.add_argument("--sizes", type=int, nargs=3, default=(192, 1536, 16), metavar=("D_IN", "D_HIDDEN", "K"))
     parser.add_argument("--seconds", type=float, help="time SAELens, the dense form and ours too, about so long")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what --seconds gave there")
     parser.add_argument("--keep", type=Path, metavar="DATA", help="write small folders of theirs there")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
         inside(given.inside, given.sizes)
-        return timed(given.seconds) if given.seconds else None
+        return timed(given.seconds, given.json) if given.seconds else None
     python = given.python or environment()
     with tempfile.TemporaryDirectory() as scratch:
-        worst = outside(python, Path(scratch), given.sizes, n=500, seconds=given.seconds)
+        worst = outside(python, Path(scratch), given.sizes, n=500, seconds=given.seconds, file=given.json)
     if given.keep:
         with tempfile.TemporaryDirectory() as scratch:
             worst = max(worst, outside(python, Path(scratch), (8, 32, 4), n=6))

@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
 import case  # noqa: E402
 import cases  # noqa: E402
+import gallery  # noqa: E402
 import run  # noqa: E402
 import sae_cases  # noqa: E402
 import timing  # noqa: E402
@@ -23,7 +24,8 @@ from cases import CASES  # noqa: E402
 from subjects import Subject  # noqa: E402
 
 COLUMNS = [
-    "name", "model", "ours s", "peer", "peer s", "ratio", "difference", "cells timed", "peak MiB", "peer MiB", "budget MiB",
+    "name", "model", "ours s", "peer", "peer s", "ratio", "ratio low", "ratio high", "rounds", "difference", "cells timed",
+    "peak MiB", "peer MiB", "budget MiB",
 ]  # fmt: skip
 SMALL = sae_cases.SaeSubject(d_hidden=512, d_in=32, k=8, batch=6)
 
@@ -33,7 +35,7 @@ def tiny(random_vlm, monkeypatch):  # noqa: F811
     subject = Subject("tiny", random_vlm, answers=6, tokens=4, many=40, sampled=2, alphas=4, story=6)
     models = replace(cases.SECTION, subjects={"tiny": lambda: subject})
     monkeypatch.setattr(run, "SECTIONS", (models, replace(sae_cases.SECTION, subjects={"sae-512": lambda: SMALL})))
-    monkeypatch.setattr(case, "alternating", partial(case.alternating, least=1))
+    monkeypatch.setattr(case, "in_turns", partial(case.in_turns, least=1))
     return subject
 
 
@@ -48,6 +50,7 @@ def test_the_table_is_made_and_all_roads_agree(tiny, tmp_path, capsys):
     assert max(row["difference"] for row in rows) < 1e-4
     for row in rows:
         assert row["ratio"] == pytest.approx(row["peer s"] / row["ours s"])
+        assert row["rounds"] >= 1 and 0 < row["ratio low"] <= row["ratio high"]
     peers = {row["name"]: {r["peer"] for r in rows if r["name"] == row["name"]} for row in rows}
     assert peers["head-map"] == {"floor", "hooks", "TransformerLens", "nnsight"}
     cells = {row["peer"]: row["cells timed"] for row in rows if row["name"] == "head-map"}
@@ -99,9 +102,16 @@ def test_the_sae_and_the_dense_form_agree_on_features_and_gradients(name):
     assert difference(made.ours(), theirs) < 1e-5  # a second step begins from zero again
 
 
+@pytest.mark.parametrize("name", gallery.SECTION.cases)
+def test_a_gallery_finds_what_a_scan_finds(name):
+    made = gallery.SECTION.cases[name](gallery.GallerySubject(images=1200))
+    found = made.ours()
+    assert difference(found, made.peers["scan"].run()) < 1e-6 and found["values"].min() > 0
+
+
 def test_a_peak_counts_what_a_road_keeps_from_run_to_run(monkeypatch):
     weighed = []
-    monkeypatch.setattr(case, "alternating", lambda runs, **rounds: dict.fromkeys(runs, 1.0))
+    monkeypatch.setattr(case, "in_turns", lambda runs, **rounds: dict.fromkeys(runs, [1.0]))
     monkeypatch.setattr(case, "peak_mib", lambda road: weighed.append(road()["x"]) or float(len(weighed)))
     peers = {"a": case.Peer(lambda: {"x": 1}, afresh=lambda: {"x": 2}), "b": case.Peer(lambda: {"x": 1})}
     rows = case.measured("it", SMALL, case.Case(lambda: {"x": 1}, peers, afresh=lambda: {"x": 3}))
@@ -130,6 +140,14 @@ def test_runs_take_turns_and_the_median_counts(monkeypatch):
 
     found = timing.alternating({"a": taking("a", [9.0, 1.0, 2.0]), "b": taking("b", [4.0, 4.0, 40.0])}, least=3, seconds=5)
     assert order == list("ababab") and found == {"a": 2.0, "b": 4.0}
+
+
+def test_a_sample_of_cells_scales_the_interval_too(monkeypatch):
+    monkeypatch.setattr(case, "in_turns", lambda runs, **rounds: {"ours": [1.0, 2.0, 3.0], "loop": [2.0, 4.0, 6.0]})
+    peers = {"loop": case.Peer(lambda: {"x": 1}, timed=5)}
+    (row,) = case.measured("it", SMALL, case.Case(lambda: {"x": 1}, peers, cells=50))
+    assert (row["ours s"], row["peer s"], row["rounds"], row["cells timed"]) == (2, 40, 3, "5 of 50")
+    assert row["ratio"] == row["ratio low"] == row["ratio high"] == 20
 
 
 def test_the_peak_of_memory():

@@ -321,7 +321,7 @@ def test_a_killed_run_goes_on_and_equals_one_that_was_not(collection, tmp_path, 
     continued = index(killed, collection, batch=2, progress=False)
     assert sum(batches) == 23 - 2 * done and continued.added == 21
     same(continued.gallery, index(whole, collection, batch=2, progress=False).gallery)
-    assert sorted(p.name for p in killed.iterdir()) == [".lock.duckdb", "gallery.json", "tables-0001"]
+    assert sorted(p.name for p in killed.iterdir()) == ["gallery.json", "tables-0001"]
 
 
 @pytest.mark.parametrize("stage", ["read_parquet", "write"])
@@ -538,13 +538,13 @@ def test_tables_that_are_missing_are_named(collection, tmp_path, tower, saes):
 
 
 def test_two_processes_do_not_write_in_one_gallery(collection, tmp_path, tower, saes):
-    (tmp_path / "g").mkdir()
     hold = (
-        f"import duckdb, sys; held = duckdb.connect({str(tmp_path / 'g' / tables.LOCK)!r}); print(1, flush=True); sys.stdin.read()"
+        "import sys, pathlib; from emointerp.files import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "g"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline()
-    with pytest.raises(OutputError, match="Another process is making the gallery"):
+    with pytest.raises(OutputError, match="Another process is at work in .*g; wait until it is done"):
         index(tmp_path / "g", collection, tower, saes["pooled"], progress=False)
     other.communicate()
     assert index(tmp_path / "g", collection, tower, saes["pooled"], progress=False).added == 21
@@ -552,7 +552,7 @@ def test_two_processes_do_not_write_in_one_gallery(collection, tmp_path, tower, 
 
 def test_a_disk_that_fails_is_not_taken_for_another_process(tmp_path):
     made_of = settings.Settings("nowhere", {"probe": []}, {"fingerprint": "", "d_hidden": 8, "reads": "pooled"}, {})
-    (tmp_path / tables.LOCK).mkdir()  # DuckDB cannot open it
+    (tmp_path / ".lock").mkdir()  # which cannot be opened for writing
     with pytest.raises(OutputError, match="Cannot write in .*Is a directory"), tables.Work.begun(tmp_path, made_of, "1GB"):
         pass
 

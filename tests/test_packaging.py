@@ -1,11 +1,13 @@
-"""pyproject.toml, requirements.lock, environment.yml and the wheel agree; no path of one machine is tracked."""
+"""pyproject.toml, requirements.lock, environment.yml, wheel and source distribution agree; no path of one machine is tracked."""
 
 import ast
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -119,15 +121,117 @@ def test_what_the_tests_import_is_declared(ranges):
     assert imported_distributions(ROOT / "tests") <= ranges.keys()
 
 
-def test_wheel_carries_code_data_weights_and_notebooks(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob(f"emointerp-{emointerp.__version__}-*.whl")
-    inside = set(zipfile.ZipFile(wheel).namelist())
+def built(source: Path, target: str, folder: Path) -> Path:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder], cwd=source, check=True, capture_output=True
+    )
+    (made,) = folder.glob(f"emointerp-{emointerp.__version__}*" + {"wheel": ".whl", "sdist": ".tar.gz"}[target])
+    return made
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return built(ROOT, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def inside(wheel) -> dict[str, bytes]:
+    return contents(wheel)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
+    """The source distribution, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(built(ROOT, "sdist", folder)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"emointerp-{emointerp.__version__}"
+
+
+def test_wheel_carries_code_data_weights_and_notebooks(inside):
     shipped = {name for name in tracked_files() if name.startswith("emointerp/")}
     shipped |= {f"emointerp/{name}" for name in tracked_files() if name.startswith("notebooks/")}
-    assert shipped <= inside, f"missing from the wheel: {sorted(shipped - inside)}"
+    assert shipped <= inside.keys(), f"missing from the wheel: {sorted(shipped - inside.keys())}"
     assert not [name for name in inside if "/tests/" in name or name.startswith("tests/")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "py.typed", "plots.mplstyle", "models/weights/tiny/model.safetensors", "models/weights/tiny/chat_template.jinja",
+        "models/weights/tiny-sae/weights.safetensors", "notebooks/00_start_here.ipynb", "notebooks/08_your_own_model.ipynb",
+        "widgets/static/explorer/explorer.js", "widgets/static/explorer/LICENSE.d3", "tour/templates/page.html",
+        "emotions/data/lexicon.json", "training/model_card.md",
+    ],
+)  # fmt: skip
+def test_a_file_of_each_kind_travels_as_it_is(inside, name):
+    here = ROOT / name if name.startswith("notebooks") else ROOT / "emointerp" / name
+    assert inside[f"emointerp/{name}"] == here.read_bytes()
+
+
+def test_a_wheel_made_of_the_source_distribution_is_the_one_made_of_the_tree(unpacked, inside, tmp_path):
+    again = contents(built(unpacked, "wheel", tmp_path))
+    assert again.keys() == inside.keys() and not [name for name in again if again[name] != inside[name]]
+
+
+def test_the_source_distribution_carries_what_a_release_is_checked_with(unpacked):
+    wanted = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "requirements.lock", "environment.yml", "PKG-INFO"}
+    assert wanted <= {path.name for path in unpacked.iterdir()}
+    assert (unpacked / "tests" / "conftest.py").exists() and (unpacked / "js" / "explorer.js").exists()
+    for name in tracked_files():
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes(), name
+
+
+def test_what_jupyter_and_python_leave_behind_does_not_travel(unpacked, inside, tmp_path):
+    litter = [
+        "notebooks/.ipynb_checkpoints/a.ipynb",
+        "emointerp/.ipynb_checkpoints/a.py",
+        "emointerp/__pycache__/a.pyc",
+        "emointerp/a.pyc",
+    ]
+    for name in litter:
+        (unpacked / name).parent.mkdir(exist_ok=True)
+        (unpacked / name).write_text("1")
+    try:
+        assert contents(built(unpacked, "wheel", tmp_path)).keys() == inside.keys()
+    finally:
+        for name in litter:
+            (unpacked / name).unlink()
+
+
+def test_a_wheel_is_small_and_says_nothing_of_a_machine(wheel, inside):
+    assert wheel.stat().st_size < 40e6  # PyPI takes 100 MB; the weights are half of that limit
+    heavy = {name: len(held) for name, held in inside.items() if len(held) > 2e6}
+    assert all(name.endswith(".safetensors") for name in heavy) and max(heavy.values()) < 20e6, heavy
+    texts = {name: held.decode() for name, held in inside.items() if b"\0" not in held}
+    assert not {name: match.group() for name, text in texts.items() if (match := MACHINE_PATH.search(text))}
+
+
+def test_the_wheel_says_what_it_is(inside, project):
+    folder = f"emointerp-{emointerp.__version__}.dist-info"
+    told = Parser().parsestr(inside[f"{folder}/METADATA"].decode())
+    assert (told["Name"], told["Version"], told["License-Expression"]) == ("emointerp", emointerp.__version__, "MIT")
+    assert SpecifierSet(told["Requires-Python"]) == SpecifierSet(project["requires-python"])
+    assert set(told.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    assert "emointerp = emointerp.cli:main" in inside[f"{folder}/entry_points.txt"].decode()
+    assert told.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+
+
+def test_the_versions_of_python_are_those_that_are_required(project):
+    named = {line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r"Python :: 3\.\d+$", line)}
+    admitted = {f"3.{minor}" for minor in range(30) if SpecifierSet(project["requires-python"]).contains(f"3.{minor}.30")}
+    assert named == admitted == {"3.11", "3.12", "3.13"}
+
+
+def test_the_changelog_begins_with_this_version():
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version = re.escape(emointerp.__version__)
+    assert re.fullmatch(rf"\[Unreleased\] {version}|\[{version}\] - 2\d{{3}}-\d\d-\d\d", headings[0])
 
 
 def test_no_tracked_file_holds_a_path_of_one_machine():

@@ -38,7 +38,8 @@ from emointerp.start_here import EVENT, Reading, Scores, Telling
 from emointerp.statistics import Interval, with_controls
 from emointerp.steering import steering_vectors
 from emointerp.tour import CHAPTERS, FULL, QUICK, Chapter, Job, Sizes, heads, lens, run, start_here, steering, veena
-from emointerp.tour.report import QUESTIONS, _chapters, _json, _plain, _planned, _too_long
+from emointerp.tour.page import plain
+from emointerp.tour.report import QUESTIONS, _chapters, _json, _planned, _too_long
 from emointerp.tour.sizes import BATCH, LIMIT, TOKENS, Pace, seconds, stories_together
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, SetHead, SetResidual, generate, perplexity
 from emointerp.veena import Veena, fit
@@ -159,7 +160,7 @@ def test_steering_of_a_model_whose_stories_name_nothing(random_vlm):  # noqa: F8
     chapter = steering.chapter(random_vlm, job("noise", picture()))
     assert "no story of its pictures names it" in chapter.summary[0]
     assert chapter.results["directions"]["tau"] == -1 and sum(chapter.results["directions"]["pairs"].values()) == 24
-    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+    json.loads(_json(plain(chapter.results)), parse_constant=refuse)
 
 
 def test_where_no_push_helps_the_chapter_says_so_and_ends(monkeypatch):
@@ -261,7 +262,7 @@ def test_where_pictures_make_no_sure_difference_no_heads_are_tested(random_vlm):
     shown = chapter.results["pictures"]["noise"]["on the picture"]
     assert list(shown.values()) == pytest.approx(sorted(on.flatten(), reverse=True)[: heads.MOST])
     assert all(on[place(name)] == share for name, share in shown.items())
-    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+    json.loads(_json(plain(chapter.results)), parse_constant=refuse)
 
 
 def test_where_no_head_passes_the_chapter_says_so_and_ends(monkeypatch):
@@ -434,7 +435,7 @@ def test_random_models_of_all_families_gain_nothing_and_it_is_said(family, small
     expected = [generate(vlm, prompt, some, max_new_tokens=6) for some in ((), edits)]
     assert [told["before"], told["after"]] == expected
     assert "&lt;noise&gt;" in chapter.blocks[-1][1] and "<noise>" not in chapter.blocks[-1][1]
-    json.loads(_json(_plain(chapter.results)), parse_constant=refuse)
+    json.loads(_json(plain(chapter.results)), parse_constant=refuse)
 
 
 def test_where_no_strength_helps_the_chapter_says_so_and_ends(small_veena):
@@ -656,7 +657,7 @@ def test_no_more_stories_are_told_together_than_asked(small_veena, monkeypatch):
         lengths.clear()
         some = [module.chapter(vlm, replace(asked, batch=batch)) for module in (start_here, veena)]
         assert max(lengths) == {3: 3, 32: 7}[batch]  # a picture of each emotion and of none
-        found.append([_json(_plain(chapter.results)) for chapter in some])
+        found.append([_json(plain(chapter.results)) for chapter in some])
     assert found[0] == found[1]
 
 
@@ -792,7 +793,7 @@ def test_what_cuts_say_of_the_road(needed, words):
 
 
 def test_results_are_json_for_strict_readers():
-    assert _plain({"a": [float("nan"), 0.12345], "b": float("inf")}) == {"a": [None, 0.1235], "b": None}
+    assert plain({"a": [float("nan"), 0.12345], "b": float("inf")}) == {"a": [None, 0.1235], "b": None}
 
 
 def test_report_has_twins_of_scenes_only_and_intervals(report):

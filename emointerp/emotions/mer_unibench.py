@@ -5,13 +5,14 @@ code: its spellings (format) -> their synonym roots -> the first root, in alphab
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emointerp.emotions.lexicon import Vocabulary, base_forms, entry_key
-from emointerp.emotions.pickled import read_pickled_npz
+from emointerp.emotions.pickled import check_unpacked, read_pickled_npz
 from emointerp.emotions.tokens import words_of
 from emointerp.emotions.wheels import Wheel, emotion_of, stop_words
 from emointerp.errors import InputError
@@ -37,10 +38,10 @@ def read_mer_unibench_wheels(path: str | Path) -> list[Wheel]:
     InputError where files are missing or not of this form.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"no file or folder at {path}; give the benchmark's emotion_wheel folder or wheel_mapping.npz")
-    npz = path if path.is_file() else path / "wheel_mapping.npz"
-    return _from_npz(npz) if npz.is_file() else _from_sheets(path)
+    npz = path if os.path.isfile(path) else path / "wheel_mapping.npz"
+    return _from_npz(npz) if os.path.isfile(npz) else _from_sheets(path)
 
 
 def _from_npz(path: Path) -> list[Wheel]:
@@ -64,7 +65,7 @@ def _tree_of(level1: Mapping[str, str], level2: Mapping[str, str]) -> Tree:
 
 
 def _from_sheets(folder: Path) -> list[Wheel]:
-    missing = [name for name in (*_SHEETS, "synonym.xlsx", "format.csv") if not (folder / name).is_file()]
+    missing = [name for name in (*_SHEETS, "synonym.xlsx", "format.csv") if not os.path.isfile(folder / name)]
     if missing:
         raise InputError(f"{folder} lacks {', '.join(missing)}; expected these files, or wheel_mapping.npz")
     trees = {name.removesuffix(".xlsx"): _read_tree(folder / name) for name in _SHEETS}
@@ -106,6 +107,7 @@ def _read_sheet(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
+        check_unpacked(path)
         frame = pd.read_excel(path, dtype=str, engine="openpyxl")
     except Exception as error:  # openpyxl raises many kinds for a file that is no workbook
         raise InputError(f"{path} cannot be read as an Excel sheet ({error}); expected an .xlsx file") from error
@@ -141,14 +143,18 @@ def _run(frame: "pd.DataFrame", n: int) -> Iterable[tuple[str, Any]]:
 
 def _read_formats(path: Path) -> Roots:
     """Spelling -> the words it is a form of; each word is its own form, too."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream)
-        if not {"name", "format"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{path} has the columns {rows.fieldnames}; expected name and format")
-        formats: Roots = {}
-        for row in rows:
-            for form in (row["name"], *_split(row["format"])):
-                formats.setdefault(_clean(form), []).append(_clean(row["name"]))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream)
+            named, columns = list(rows), rows.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no CSV table in UTF-8 ({error}); save it as one") from error
+    if not {"name", "format"} <= set(columns):
+        raise InputError(f"{path} has the columns {columns}; expected name and format")
+    formats: Roots = {}
+    for row in named:
+        for form in (row["name"], *_split(row["format"])):
+            formats.setdefault(_clean(form), []).append(_clean(row["name"]))
     return formats
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from emointerp.errors import InputError
 
+LARGEST = 2**28  # bytes that an archive may unpack to; the benchmark's hold a few megabytes
+
 _RECONSTRUCT, _SCALAR = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
 _ALLOWED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -36,18 +38,33 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_pickled_npz(path: str | Path) -> dict[str, Any]:
     """The entries of an npz file by name: plain arrays, and pickled dicts as dicts.
 
-    Raises InputError where the file is missing, is no npz, or its pickles name anything but plain types.
+    Raises InputError where the file is missing, is no npz, unpacks to more than `LARGEST` bytes, or its pickles name anything but
+    plain types.
     """
     path = Path(path)
     try:
+        check_unpacked(path)
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy"): _read_entry(archive, name) for name in archive.namelist()}
     except FileNotFoundError as error:
         raise InputError(f"no file at {path}; give the path of an npz file") from error
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is refused: {error}. Do not open it with allow_pickle=True either") from error
     except Exception as error:  # a broken or hostile file can raise almost anything while it is parsed
         raise InputError(f"{path} cannot be read as npz ({error!r}); expected a file made by numpy.savez") from error
+
+
+def check_unpacked(path: Path) -> None:
+    """InputError where a zip archive, as npz and xlsx files are, would unpack to more than `LARGEST` bytes.
+
+    What an archive says of itself is the most that `zipfile` gives.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > LARGEST:
+        raise InputError(f"{path} unpacks to {unpacked / 1e6:,.0f} MB (limit {LARGEST / 1e6:,.0f}); it is not the benchmark's file")
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str) -> Any:

@@ -91,7 +91,9 @@ def vaf(factor: float = 1.15, layers: Indices | None = None, heads: Indices | No
         check(edits(vlm), vlm.anatomy, prompts[0])
         mine = torch.zeros(vlm.anatomy.n_heads, 1, 1, device=vlm.device, dtype=vlm.model.dtype)
         mine[slice(None) if heads is None else heads] = 1
-        with image_scores(vlm, inputs["input_ids"], [edit.layer for edit in edits(vlm)], lambda z: (factor - 1) * z * mine):
+        with image_scores(
+            vlm, inputs["input_ids"], [edit.layer for edit in edits(vlm)], lambda z: (factor - 1) * z * mine.to(z.device)
+        ):
             return vlm.model.generate(**inputs, **options)
 
     if form == "scores":

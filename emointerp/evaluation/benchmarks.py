@@ -3,7 +3,7 @@ copy of EMOTIC, on which emotion directions are fitted and rank pictures."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ from emointerp.evaluation.items import SETS, Item, world_items
 from emointerp.evaluation.mer_unibench import Row, benchmark_table, folders, read, score_set
 from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
 from emointerp.evaluation.tables import NONE, RATES, Evaluation
-from emointerp.files import whole
+from emointerp.files import alone, whole
 from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
 from emointerp.sae.emotion import SPARSE, EmotionScores, Labelled, emotion_scores
@@ -93,7 +94,8 @@ def run_mer_unibench(
     total = sum(map(len, rows.values()))
     with tqdm(total=total, desc="frames", disable=not progress) as bar:
         sets = {name: [_item(name, row, frames, seed, bar) for row in some] for name, some in rows.items()}
-    answers = Run.of(vlm, methods, sets, (seed,), Decoding(temperature=temperature)).answered(folder, progress)
+    with alone(Path(folder)):
+        answers = Run.of(vlm, methods, sets, (seed,), Decoding(temperature=temperature)).answered(folder, progress)
     tables = []
     for method, mine in answers.groupby("method", sort=False):
         said = {name: some.sort_values("item").answer.tolist() for name, some in mine.groupby("set")}
@@ -108,11 +110,7 @@ def write_tables(result: Evaluation, folder: str | Path) -> str:
     """Write table.md, table.tex and the figures beside a result, and give its chief figures as a text."""
     texts = {"table.md": result.to_markdown(), "table.tex": result.to_latex()}
     figures = {"sets.png": result.plot_sets} | ({"gains.png": result.plot} if len(result.methods) > 1 else {})
-    with _writing(folder):
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        for name, draw in figures.items():
-            draw().savefig(Path(folder) / name, dpi=150)
+    _told(folder, texts, figures)
     shown = result.shown()
     labels = {name: RATES[result.figure_of(name)] for name in result.sets}
     shown["rate"] = [f"{labels[row.set]} {row[labels[row.set]]}" for _, row in shown.iterrows()]
@@ -122,8 +120,7 @@ def write_tables(result: Evaluation, folder: str | Path) -> str:
 
 def write_table(table: pd.DataFrame, folder: str | Path) -> str:
     """Write scores.csv, and give the table as a text."""
-    with _writing(folder):
-        table.to_csv(Path(folder) / "scores.csv", index=False)
+    _told(folder, {"scores.csv": table.to_csv(index=False)}, {})
     return table.round({"percent": 2}).to_string(index=False)
 
 
@@ -279,10 +276,7 @@ def write_emotic(scores: EmotionScores, people: Emotic, said: str, folder: str |
     for name, S in scores.directions.items():
         if name == SPARSE:
             texts["features.csv"] = pd.concat([S.top_features(e, 20) for e in S.emotions]).to_csv(index=False)
-    with _writing(folder):
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        scores.plot().savefig(Path(folder) / "ap.png", dpi=150)
+    _told(folder, texts, {"ap.png": scores.plot})
     listed = others[["method", "mAP, %", "published by"]].to_string(index=False)
     return f"{summary.to_string()}\n\n{note}\n\nPublished elsewhere, not ours:\n{listed}\n{NOT_COMPARABLE}"
 
@@ -311,12 +305,24 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
+def _told(folder: str | Path, texts: Mapping[str, str], figures: Mapping[str, Callable[[], Figure]]) -> None:
+    """Write texts and figures, each whole."""
+    with _writing(folder):
+        for name, text in texts.items():
+            with whole(Path(folder) / name) as part:
+                part.write_text(text, encoding="utf-8")
+        for name, draw in figures.items():
+            with whole(Path(folder) / name) as part:
+                draw().savefig(part, dpi=150)
+
+
 @contextmanager
 def _writing(folder: str | Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"Cannot write to {folder}: {error.strerror}. Give another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"Cannot write to {folder}: {reason}. Free space there, or give another folder.") from error
 
 
 def _some(rows: Sequence[Row], n: int | None, seed: int) -> list[Row]:

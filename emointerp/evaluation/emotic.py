@@ -19,6 +19,7 @@ With data: `people = read_emotic("data/emotic")`, `people.to_frame()`, `people.p
 
 import ast
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -223,11 +224,11 @@ def read_emotic(folder: str | Path, form: str | None = None, splits: Sequence[st
 def form_of(folder: str | Path) -> str:
     """How the copy in a folder lies on disk, by its files; InputError where there is none."""
     root = Path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"There is no folder {root}; give the folder of your copy of EMOTIC.")
-    if (root / "annots_arrs").is_dir():
+    if os.path.isdir(root / "annots_arrs"):
         return "columns"
-    if any((root / f"{name}_cat_arr.npy").is_file() for name in SPLITS):
+    if any(os.path.isfile(root / f"{name}_cat_arr.npy") for name in SPLITS):
         return "arrays"
     if _mat_file(root):
         return "mat"
@@ -247,7 +248,7 @@ def _table(people: Sequence[_Person]) -> pd.DataFrame:
 def _missing(people: Iterable[_Person], root: Path, skip: bool) -> set[str]:
     """Files that are not there; InputError, unless they are to be skipped."""
     files = {str(place.file) for person in people for place in (person.context, person.body)}
-    missing = {file for file in files if not Path(file).is_file()}
+    missing = {file for file in files if not os.path.isfile(file)}
     if missing and not skip:
         said = f"{len(missing):,} of {len(files):,} picture files are not there: {_listed(sorted(missing))}"
         raise InputError(f"{said}. Complete the copy in {root}, or leave these people out with skip_missing=True (--skip-missing).")
@@ -294,7 +295,7 @@ def _boxed(values: Any, width: float, height: float) -> Box:
 
 def _mat_file(root: Path) -> Path | None:
     below = (root.joinpath(*["Annotations"] * depth, "Annotations.mat") for depth in range(3))
-    return next((file for file in below if file.is_file()), None)
+    return next((file for file in below if os.path.isfile(file)), None)
 
 
 def _from_mat(root: Path, splits: Sequence[str]) -> Iterator[_Person]:
@@ -306,15 +307,17 @@ def _from_mat(root: Path, splits: Sequence[str]) -> Iterator[_Person]:
         raise InputError(f"{root} holds no Annotations.mat, neither there nor in Annotations/.")
     try:
         held = loadmat(file, simplify_cells=True, variable_names=list(splits))
-    except (ValueError, TypeError, OSError, NotImplementedError, IndexError) as error:
-        raise InputError(f"{file} is no MATLAB file that scipy can read ({error}); copy it again.") from None
+    except Exception as error:  # scipy raises almost anything on a damaged file
+        raise InputError(f"{file} is no MATLAB file that scipy can read ({error!r}); copy it again.") from None
     if absent := [name for name in splits if name not in held]:
         raise InputError(f"{file} lacks the structs {', '.join(absent)}; EMOTIC has train, val and test.")
     for name in splits:
         for number, entry in enumerate(_many(held[name])):
             try:
                 yield from _of_entry(entry, name, root, f"{file}, {name}({number + 1})")
-            except (KeyError, TypeError, AttributeError) as error:
+            except InputError:
+                raise
+            except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
                 raise InputError(f"{file}: {name}({number + 1}) lacks or garbles {error}; expected EMOTIC's fields.") from None
 
 
@@ -358,7 +361,7 @@ def _number(value: Any) -> float:
 def _picture_file(root: Path, folder: str, name: str) -> Path:
     """Where a picture lies, or where it is looked for first."""
     places = [base / folder / name for base in (root / "emotic", root, root / "emotic" / "emotic")]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if os.path.isfile(place)), places[0])
 
 
 # csv and four arrays a split
@@ -369,7 +372,7 @@ def _from_arrays(root: Path, splits: Sequence[str]) -> Iterator[_Person]:
         files = {name: root / f"{split}_{name}_arr.npy" for name in ARRAYS}
         table = _csv(root / f"{split}.csv", ("Filename", "Image Size", "BBox", "Categorical_Labels", "Continuous_Labels"))
         arrays = {name: _mapped(file) for name, file in files.items()}
-        lengths = {f"{split}.csv": len(table)} | {files[name].name: len(array) for name, array in arrays.items()}
+        lengths = {f"{split}.csv": len(table)} | {files[name].name: len(np.atleast_1d(array)) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"{name} {n}" for name, n in lengths.items())
             raise InputError(f"The rows of {root} do not fit together: {said}. They must come from one run of what prepared them.")
@@ -384,11 +387,13 @@ def _of_row(row: Mapping[str, str], split: str, i: int, files: Mapping[str, Path
     try:
         size, box, words, numbers = (ast.literal_eval(row[name]) for name in names)
         box, vad = _boxed(box, *size), tuple(map(float, numbers))
-    except (ValueError, SyntaxError, TypeError) as error:
+        emotions = _by_name(words, where)
+    except InputError:
+        raise
+    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError) as error:
         raise InputError(
             f"{where} is not as expected ({error}); {', '.join(names)} must be lists, such as [10, 20, 90, 200]."
         ) from None
-    emotions = _by_name(words, where)
     context, body = (Place(files[view], row=i) for view in VIEWS)
     name = _identity(row.get("Folder", ""), row["Filename"])
     return _Person(split, name, box, emotions, vad if len(vad) == 3 else (math.nan,) * 3, context, body)
@@ -397,7 +402,10 @@ def _of_row(row: Mapping[str, str], split: str, i: int, files: Mapping[str, Path
 def _check_arrays(people: Sequence[_Person], arrays: Mapping[str, np.ndarray], files: Mapping[str, Path]) -> None:
     """The arrays must tell of the same people as the table; emotions are compared by their number, since places differ."""
     told = {"cat": [sum(p.emotions) for p in people], "cont": [p.vad for p in people]}
-    held = {"cat": np.asarray(arrays["cat"], float).reshape(len(people), -1).sum(1), "cont": np.asarray(arrays["cont"], float)}
+    try:
+        held = {"cat": np.asarray(arrays["cat"], float).reshape(len(people), -1).sum(1), "cont": np.asarray(arrays["cont"], float)}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{files['cat']} or {files['cont']} holds no numbers ({error}); prepare them again.") from None
     for name, values in told.items():
         expected = np.array(values)
         same = np.isclose(held[name], expected, equal_nan=True) if held[name].shape == expected.shape else np.zeros(1, bool)
@@ -449,7 +457,7 @@ def _emotion_columns(table: pd.DataFrame, file: Path) -> list[str]:
 
 def _csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A table of texts."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"There is no {file}; each split has one.")
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -462,9 +470,9 @@ def _csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def _mapped(file: Path) -> np.ndarray:
     """An array on disk, mapped into memory; nothing is unpickled."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"There is no {file}; this form of EMOTIC needs it.")
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy reads the head as Python's text, whose faults are of many kinds
         raise InputError(f"{file} is no plain array that can be read ({error}); copy or prepare it again.") from None

@@ -17,7 +17,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -37,7 +37,7 @@ from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.tables import NONE, Evaluation, check_golds
-from emointerp.files import whole
+from emointerp.files import alone, whole
 from emointerp.models import VLM
 from emointerp.tracing import perplexity as perplexity_of
 from emointerp.world import Scene
@@ -68,15 +68,17 @@ def evaluate(
     At temperature 0 there is one answer, so one seed is all that is taken; above it, answers are sampled once a seed. `perplexity`:
     measure each answer's under the unedited model (a forward more an answer). With a `folder` finished cells are kept there, and
     the result is saved there at the end. Raises an InputError for two methods of one name, golds that no wheel knows, and a folder
-    that holds a run with other settings. An error inside a cell names the cell; those finished before it are kept.
+    that holds a run with other settings; an OutputError where another process is at work in the folder. An error inside a cell
+    names the cell; those finished before it are kept.
     """
     run = Run.of(vlm, methods, sets, seeds, Decoding(max_new_tokens, temperature, batch=batch), perplexity)
     if NONE not in run.methods:
         raise InputError(f"Among the methods {', '.join(run.methods)} is no {NONE!r}, which all are compared with; add none().")
     check_golds(run.sets, wheels)
-    result = Evaluation.of(run.answered(folder, progress), run.sets, run.about, wheels)
-    if folder is not None:
-        result.save(folder)
+    with nullcontext() if folder is None else alone(Path(folder)):
+        result = Evaluation.of(run.answered(folder, progress), run.sets, run.about, wheels)
+        if folder is not None:
+            result.save(folder)
     return result
 
 
@@ -265,7 +267,7 @@ class _Folder:
         """The folder, made where there is none, and refused where it holds another run; its settings take in this one's."""
         file = path / SETTINGS
         held = _settings(file)
-        if held is None and (path / CELLS).is_dir() and any((path / CELLS).iterdir()):
+        if held is None and os.path.isdir(path / CELLS) and any((path / CELLS).iterdir()):
             raise InputError(f"{path} holds cells but no {SETTINGS}, so what they are is not known. Give another folder.")
         if held is not None and (other := _differences(held, run.settings)):
             said = "; ".join(other)
@@ -281,7 +283,7 @@ class _Folder:
     def read(self, cell: Cell, n: int) -> list[dict[str, Any]] | None:
         """The rows of a finished cell; None where it is not there, or (with a warning) its file is damaged."""
         file = self.path / CELLS / cell.file
-        if not file.is_file():
+        if not os.path.isfile(file):
             return None
         try:
             head, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -307,7 +309,7 @@ def _head(cell: Cell, n: int) -> dict[str, Any]:
 
 
 def _settings(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None
     try:
         held = json.loads(file.read_text(encoding="utf-8"))

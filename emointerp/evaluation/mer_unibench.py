@@ -13,6 +13,7 @@ With data: `rows = read("data", "MELD")`, then `for picture, text, gold in rows.
 """
 
 import math
+import os
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ def folders(root: str | Path) -> dict[str, Path]:
 
 def _below(root: Path, layout: Layout) -> Path | None:
     places = (root / name for name in (layout.folder, layout.name, layout.alias))
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if os.path.isdir(place)), None)
 
 
 # what a set holds
@@ -208,11 +209,11 @@ def read(folder: str | Path, name: str | Layout, wheels: WheelsLike = None, skip
 
 
 def _own_folder(folder: Path, layout: Layout) -> Path:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"There is no folder {folder}; give the folder of {layout.name}, or the one above it.")
     own = _below(folder, layout) or folder
-    missing = [name for name in (layout.label_file, layout.transcripts) if not (own / name).is_file()]
-    missing += [f"{layout.videos}/"] if not (own / layout.videos).is_dir() else []
+    missing = [name for name in (layout.label_file, layout.transcripts) if not os.path.isfile(own / name)]
+    missing += [f"{layout.videos}/"] if not os.path.isdir(own / layout.videos) else []
     if missing:
         where = "" if own != folder else f", either here or in a folder {layout.folder} below it"
         raise InputError(f"{own} lacks {', '.join(missing)}; {layout.name} needs them{where}.")
@@ -323,12 +324,12 @@ def _paths(folder: Path, layout: Layout) -> dict[str, Path]:
     found = [p for p in folder.iterdir() if _kind(p) in kinds and not p.name.startswith(".")]
     paths: dict[str, Path] = {}
     for path in sorted(found, key=lambda p: (kinds.index(_kind(p)), p.name)):
-        paths.setdefault(path.name if path.is_dir() else path.stem, path)
+        paths.setdefault(path.name if os.path.isdir(path) else path.stem, path)
     return paths
 
 
 def _kind(path: Path) -> str:
-    return "folder" if path.is_dir() else path.suffix.lower()
+    return "folder" if os.path.isdir(path) else path.suffix.lower()
 
 
 def _check_complete(
@@ -368,16 +369,16 @@ def frame(path: str | Path, seed: int = 0, name: str | None = None) -> Image.Ima
     there is no such file or it cannot be decoded.
     """
     path = Path(path)
-    name = name or (path.name if path.is_dir() else path.stem)
+    name = name or (path.name if os.path.isdir(path) else path.stem)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if path.is_dir():
+    if os.path.isdir(path):
         frames = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
         if not frames:
             raise InputError(f"The folder {path} holds no frames ({', '.join(PICTURES)}).")
         return to_image(frames[rng.integers(len(frames))])
     if path.suffix.lower() in PICTURES:
         return to_image(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"There is no video {path}; expected a video, a folder of frames or a picture.")
     return _drawn(path, rng)
 
@@ -387,7 +388,7 @@ def _drawn(path: Path, rng: np.random.Generator) -> Image.Image:
     av = _pyav(path)
     held = None
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:  # a playlist may name addresses
             for stream in container.streams.video[:1]:
                 stream.thread_type = "AUTO"
                 for i, decoded in enumerate(container.decode(stream)):

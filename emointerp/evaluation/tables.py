@@ -7,6 +7,7 @@ right answers where the question is a plain one. Items are the unit of every int
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -325,7 +326,7 @@ class Evaluation:
     def load(cls, folder: str | Path) -> "Evaluation":
         """Read what `save` wrote; InputError says what is missing or damaged."""
         files = [Path(folder) / name for name in (TABLE, ABOUT)]
-        if missing := [file.name for file in files if not file.is_file()]:
+        if missing := [file.name for file in files if not os.path.isfile(file)]:
             said = f"{folder} lacks {' and '.join(missing)}, which Evaluation.save writes and evaluate at its end"
             raise InputError(f"{said}. A run that was stopped goes on with the same evaluate(..., folder=...).")
         try:

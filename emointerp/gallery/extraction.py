@@ -146,7 +146,7 @@ def with_ray(
         found = ray.data.from_items(rows).map(
             _Worker,
             fn_constructor_args=(folder, tower, sae, device),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(rows))),
+            compute=ray.data.ActorPoolStrategy(size=min(most, len(rows))),  # a pool that may grow stays at one for long
             **{"GPU": {"num_gpus": 1}, "CPU": {"num_cpus": 1}}[kind],
         )
         for row in found.iter_rows():

@@ -35,8 +35,8 @@ def listed(folder: str | Path, skip: Path | None = None) -> Listing:
     folder, or no picture in it.
     """
     top = Path(folder)
-    if not top.is_dir():
-        raise InputError(f"{folder} is {'no folder' if top.exists() else 'not there'}; give a folder of pictures.")
+    if not os.path.isdir(top):
+        raise InputError(f"{folder} is {'no folder' if os.path.exists(top) else 'not there'}; give a folder of pictures.")
     pictures, failures, others = [], {}, 0
     for path, found in _walked(top, skip):
         if isinstance(found, str):
@@ -53,7 +53,7 @@ def listed(folder: str | Path, skip: Path | None = None) -> Listing:
 
 def _walked(top: Path, skip: Path | None) -> Iterator[tuple[str, tuple[int, int] | str]]:
     """Files below a folder: (path below it, (size, time of change)), or why it cannot be looked at."""
-    waiting, seen = [""], {_identity(top)} | ({_identity(skip)} if skip and skip.exists() else set())
+    waiting, seen = [""], {_identity(top)} | ({_identity(skip)} if skip and os.path.exists(skip) else set())
     while waiting:
         below = waiting.pop()
         try:

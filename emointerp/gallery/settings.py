@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -47,15 +48,26 @@ class Settings:
     def read(cls, folder: Path) -> "Settings | None":
         """What a folder holds; None where nothing was begun there."""
         file = folder / FILE
-        if not file.is_file():
+        if not os.path.isfile(file):
             return None
         try:
             held = json.loads(file.read_text(encoding="utf-8"))
             if (held.pop("format"), held.pop("version")) != (FORMAT, VERSION):
                 raise ValueError(f"not marked as {FORMAT!r}, version {VERSION}")
-            return cls(**held)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls(**held)._checked()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"{file} is damaged or of something else ({error}). Give another folder.") from None
+
+    def _checked(self) -> "Settings":
+        """These settings; ValueError where a file by other hands brought something else."""
+        kinds = {"pictures": str, "generation": int, "tower.name": str, "tower.width": int, "tower.probe": list}
+        kinds |= {"sae.name": str, "sae.fingerprint": str, "sae.d_hidden": int, "sae.reads": str}
+        for name, kind in kinds.items():
+            what, _, key = name.partition(".")
+            value = getattr(self, what)[key] if key else getattr(self, what)
+            if type(value) is not kind or (kind is int and value < 0):
+                raise ValueError(f"{name} is {value!r:.60}")
+        return self
 
     def write(self, folder: Path) -> None:
         """Whole and then renamed, so that no half of it is ever seen."""

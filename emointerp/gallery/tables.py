@@ -22,11 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emointerp.errors import InputError, OutputError
+from emointerp.files import alone
 from emointerp.gallery.listing import Listed
 from emointerp.gallery.settings import FILE, Settings, writing
 
-LOCK = ".lock.duckdb"
-LOCKED = ("Could not set lock", "Conflicting lock")  # DuckDB's words for a file that another process has
 OFFLINE = {"autoinstall_known_extensions": "false"}  # DuckDB fetches nothing
 IMAGES, FEATURES, COUNTS, FAILURES = "images.parquet", "features.parquet", "counts.parquet", "failures.parquet"
 CODES_A_GROUP, ENTRIES_A_GROUP = 2048, 122_880  # rows of images and of features that are read together
@@ -53,7 +52,7 @@ class Work:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         _check_folder(folder)  # before anything, the lock too, is put there
-        with _locked(folder, memory) as connection:
+        with alone(folder), _database(folder, memory) as connection:
             held = Settings.read(folder)
             if held is None:
                 settings.write(folder)
@@ -208,16 +207,10 @@ def _check_memory(memory: str) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that no other process can have at the same time: its file's lock goes when the process does, killed or not."""
+def _database(folder: Path, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB in memory, with what does not fit in a hidden folder."""
     temporary = folder / ".sorting"
-    config = OFFLINE | {"memory_limit": memory, "temp_directory": str(temporary)}
-    try:
-        connection = duckdb.connect(str(folder / LOCK), config=config)
-    except duckdb.IOException as error:
-        if any(words in str(error) for words in LOCKED):
-            raise OutputError(f"Another process is making the gallery in {folder}; wait until it is done.") from None
-        raise OutputError(f"Cannot write in {folder}: {error}. Give another folder.") from None
+    connection = duckdb.connect(":memory:", config=OFFLINE | {"memory_limit": memory, "temp_directory": str(temporary)})
     try:
         yield connection
     finally:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from emointerp.circuit import revision
 from emointerp.directions import Directions
 from emointerp.errors import InputError
+from emointerp.files import whole
 from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
 from emointerp.lens import Words, head_writes
 from emointerp.models import VLM, Prompt
@@ -283,7 +284,12 @@ class _Kept:
         if self.file is not None and self.file.exists():
             self._read(settings)
         elif self.file is not None:
-            self.file.write_text(json.dumps(settings) + "\n")
+            self._write([json.dumps(settings) + "\n"])
+
+    def _write(self, lines: list[str]) -> None:
+        """The file anew, whole or not at all: a run may be killed at any moment."""
+        with whole(self.file) as part:
+            part.write_text("".join(lines))
 
     def add(self, row: dict[str, list]) -> None:
         """Keep a pair's rows."""
@@ -295,16 +301,16 @@ class _Kept:
     def _read(self, settings: dict[str, Any]) -> None:
         """The settings must be the same; a last line that an interruption cut off is dropped."""
         lines = self.file.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
+        finished = [line for line in lines if line.endswith("\n")]
         try:
-            before, *self.rows = map(json.loads, whole)
+            before, *self.rows = map(json.loads, finished)
             different = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{self.file} holds no function check of heads; name another file.") from None
         if different:
             said = "; ".join(f"{name} was {_short(before[name])}, now {_short(settings[name])}" for name in different)
             raise InputError(f"{self.file} was begun with other settings: {said}. Name another file, or give the same settings.")
-        self.file.write_text("".join(whole))
+        self._write(finished)
 
 
 def _short(value: Any) -> str:

@@ -135,6 +135,8 @@ def bridge(vlm: VLM) -> Bridge:
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module, detect_tokenizer_bos_eos
 
+    if vlm.remote:
+        raise ModelError(vlm.model.missing("A TransformerLens twin"))
     twin, kind = _twin(vlm.model), type(vlm.model).__name__
     twin.register_forward_pre_hook(_refuse_blind(vlm.model.config.image_token_id), with_kwargs=True)
     try:

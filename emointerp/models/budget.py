@@ -14,7 +14,8 @@ that is reached, which is a guess, leave out the overhead of Python and nnsight,
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,9 @@ from transformers import PreTrainedConfig
 
 from emointerp.errors import InputError
 from emointerp.models.anatomy import Anatomy, anatomy_of, family_of, part
+from emointerp.models.loading import BUNDLED, WEIGHTS
+from emointerp.models.patches import anyres
+from emointerp.models.published import CONFIGS, OTHERS
 from emointerp.models.vlm import VLM
 
 
@@ -50,24 +54,9 @@ MOST = 32  # prompts that are answered together, if they fit
 BRANCHES, SWEEP = 512, 2**30  # of `tracing.sweep`: branches a forward at most, and what a forward of them may take
 SITES = ("residual", "heads", "neurons", "attention")
 
-# published sizes, since no hub may be in reach
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
-_CLIP = dict(zip((*_SIZES[:3], "intermediate_size", "image_size", "patch_size"), (1024, 24, 16, 4096, 336, 14), strict=True))
-_LLAVA = {"model_type": "llava", "image_token_index": 32000, "vision_config": _CLIP | {"model_type": "clip_vision_model"}}
-_QWEN = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 3584}
-
-
-def _text(model_type: str, *sizes: int) -> dict[str, Any]:
-    return {"model_type": model_type} | dict(zip(_SIZES, sizes, strict=True))
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llava-hf/llava-1.5-7b-hf": _LLAVA | {"text_config": _text("llama", 4096, 32, 32, 32, 11008, 32064)},
-    "llava-hf/llava-1.5-13b-hf": _LLAVA | {"text_config": _text("llama", 5120, 40, 40, 40, 13824, 32064)},
-    "Qwen/Qwen2-VL-7B-Instruct": {"model_type": "qwen2_vl", "vision_config": _QWEN, "image_token_id": 151655}
-    | {"text_config": _text("qwen2_vl_text", 3584, 28, 28, 4, 18944, 152064)},
-}
-VISUAL = 576  # tokens of a picture in LLaVA-1.5; in Qwen2-VL of one of 672 x 672 pixels
+KNOWN = CONFIGS | OTHERS
+PICTURE = (672, 672)  # width and height of the picture whose tokens are counted where it is not said how many
+SPLIT = 17  # tiles that Idefics3's and SmolVLM's processors make of a square picture: 4 x 4, and the whole
 
 
 @dataclass(frozen=True)
@@ -118,12 +107,19 @@ class Budget:
             raise InputError(f"{', '.join(sorted(strange))} is nothing to collect; expected some of {', '.join(SITES)}.")
         return sum(widths[site] for site in sites) * a.n_layers * n * self.itemsize
 
+    def layer(self, batch: int = 1) -> int:
+        """Activations of one layer while `batch` prompts are read, and their last tokens' logits (estimated)."""
+        a = self.anatomy
+        activations = batch * self.tokens * (8 * a.d_model + 4 * a.d_mlp + 4 * a.n_heads * a.d_head) * self.itemsize
+        return activations + 3 * 4 * batch * a.vocabulary
+
+    def swept(self) -> float:
+        """While a prompt is swept: weights, its cache, the copy of that which a forward of branches makes, and the branches."""
+        return self.weights + 2 * self.cache(self.tokens) + SWEEP
+
     def peak(self, batch: int = 1) -> float:
         """While `batch` prompts are read and answered, or one is swept: weights, cache, and a layer's activations (estimated)."""
-        a = self.anatomy
-        layer = batch * self.tokens * (8 * a.d_model + 4 * a.d_mlp + 4 * a.n_heads * a.d_head) * self.itemsize
-        logits = 3 * 4 * batch * a.vocabulary
-        return self.weights + max(self.cache(batch=batch) + layer + logits, self.cache(self.tokens) + SWEEP)
+        return max(self.weights + self.cache(batch=batch) + self.layer(batch), self.swept())
 
     # operations
 
@@ -139,17 +135,36 @@ class Budget:
     @property
     def prompt_flops(self) -> float:
         """Of a prompt's forward, its picture with it."""
-        patches, seen = self.patches
+        projector = 2 * self.matrices["projector"] * self.visual
+        return self.tower_flops(*self.patches) + projector + self.language_flops(self.tokens, self.tokens)
+
+    def tower_flops(self, patches: int, seen: int) -> float:
+        """Of the tower: 2 x matrices x patches; 4 x layers x width for each patch and one that it sees."""
         layers, width = self.tower
-        tower = 2 * (self.matrices["tower"] + self.matrices["patches"]) * patches + 4 * layers * width * patches * seen
-        return tower + 2 * self.matrices["projector"] * self.visual + self.language_flops(self.tokens, self.tokens)
+        return 2 * (self.matrices["tower"] + self.matrices["patches"]) * patches + 4 * layers * width * patches * seen
 
     def branch_flops(self, branches: int) -> float:
-        """Of interventions at the last token, which share the prompt: a token each, and its logits, in forwards of up to 512.
+        """Of interventions at the last token, which share the prompt: a token each, and its logits, in forwards of `together`.
 
         A token's attention passes over the prompt and over the other branches of its forward, which a mask hides.
         """
-        return self.language_flops(branches, self.tokens - 1 + min(branches, BRANCHES), branches)
+        return self.language_flops(branches, self.tokens - 1 + min(branches, self.together()), branches)
+
+    def together(self, new: int = 0) -> int:
+        """Interventions at the last token that share a forward, with answers of `new` tokens: as `tracing.sweep` decides it."""
+        a = self.anatomy
+        most = min(BRANCHES, 3 * (4 * a.d_model + 3 * a.d_mlp) // (1 + new)) if new else BRANCHES
+        while most > 1 and self._branch_bytes(most, 1 + new) > SWEEP:
+            most = most * 3 // 4
+        return most
+
+    def _branch_bytes(self, branches: int, own: int) -> int:
+        """Of a forward of branches with `own` tokens each: masks, activations, keys and values, logits."""
+        a, keys = self.anatomy, self.tokens - 1 + branches * own
+        activations = branches * (8 * a.d_model + 4 * a.d_mlp + 4 * a.n_heads * a.d_head)
+        cache = 2 * a.n_kv_heads * a.d_head * (a.n_layers * branches * own + keys)
+        numbers = branches * keys + activations + cache + 3 * branches * a.vocabulary
+        return numbers * self.itemsize + 16 * branches * keys
 
     @property
     def head_map_flops(self) -> float:
@@ -170,7 +185,7 @@ class Budget:
 
     def head_map_seconds(self, gpu: GPU, efficiency: float = 0.4) -> float:
         """`head_map` on one pair."""
-        forwards = 2 + math.ceil((self.anatomy.n_layers * self.anatomy.n_heads + 1) / BRANCHES)
+        forwards = 2 + math.ceil((self.anatomy.n_layers * self.anatomy.n_heads + 1) / self.together())
         return max(self.head_map_flops / gpu.peak, forwards * self.weights / gpu.bandwidth) / efficiency
 
     def batch(self, gpu: GPU) -> int:
@@ -215,18 +230,18 @@ def expect(
     dtype: str | None = None,
     bits: int | None = None,
 ) -> Budget:
-    """Memory and time to expect of a model: one of `CONFIGS` by its name, a transformers configuration, or a VLM in hand.
+    """Memory and time to expect of a model: one of `KNOWN` by its name, a transformers configuration, or a VLM in hand.
 
-    `visual` tokens of a picture: by default those of a VLM's prompt with a picture of 512 x 384 pixels, or 576 for a name; a
-    configuration alone does not say. `text` tokens stand beside them, and answers have `new`. `dtype`: a VLM's own, else bfloat16;
-    `bits` (4 or 8) as in `load`.
+    `visual` tokens of a picture: by default those of a VLM's prompt with a picture of 512 x 384 pixels, or of one of 672 x 672 for
+    a name; a configuration alone does not say (`visual_tokens`). `text` tokens stand beside them, and answers have `new`.
+    `dtype`: a VLM's own, else bfloat16; `bits` (4 or 8) as in `load`.
     """
     if isinstance(model, VLM):
         name, config, own = model.name, model.model.config, str(model.model.dtype).removeprefix("torch.")
         visual = len(model.prompt(Image.new("RGB", (512, 384), "grey"), "It rained.").visual) if visual is None else visual
     else:
         name, config, own = model if isinstance(model, str) else model.model_type, _configuration(model), "bfloat16"
-        visual = VISUAL if visual is None and isinstance(model, str) else visual
+        visual = visual_tokens(config) if visual is None and isinstance(model, str) else visual
     for what, value in {"visual": visual, "text": text, "new": new}.items():
         if value is None or value < 1:
             raise InputError(f"{what} is {value!r}; expected a number of tokens, 1 or more.")
@@ -241,10 +256,56 @@ def _configuration(model: str | PreTrainedConfig) -> PreTrainedConfig:
 
     if isinstance(model, PreTrainedConfig):
         return model
-    if model not in CONFIGS:
-        known = f"Known by name are {', '.join(CONFIGS)}"
+    if model not in KNOWN:
+        known = f"Known by name are {', '.join(KNOWN)}"
         raise InputError(f"{known}; for {model!r} give transformers.AutoConfig.from_pretrained({model!r}), or load(…) of it.")
-    return AutoConfig.for_model(**CONFIGS[model])
+    return AutoConfig.for_model(**copy.deepcopy(KNOWN[model]))
+
+
+def named(model: str, bits: int | None = None) -> Budget:
+    """What a model takes, by its name: bundled, published (`models.published`), a folder, or an id that the hub's cache holds.
+
+    Of the last two the configuration is read, never the weights, and nothing is fetched. Raises an InputError where there is none.
+    """
+    if model in KNOWN:
+        return expect(model, bits=bits)
+    config = _kept(model)
+    given = {"visual": visual_tokens(config)} | ({"dtype": "float32"} if model in BUNDLED else {"bits": bits})
+    return replace(expect(config, **given), name=model)
+
+
+def _kept(model: str) -> PreTrainedConfig:
+    """The configuration that this machine holds."""
+    from transformers import AutoConfig
+
+    folder = WEIGHTS / model if model in BUNDLED else Path(model).expanduser()
+    try:
+        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else model, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        fetched = f"transformers.AutoConfig.from_pretrained({model!r})"
+        raise InputError(
+            f"No model's configuration is found under {model!r}: it is no folder with a config.json, and no id in the hub's "
+            f"cache. With a network, {fetched} fetches some kilobytes and no weights; after that it is found here."
+        ) from error
+
+
+def visual_tokens(config: PreTrainedConfig) -> int:
+    """Tokens of a picture of 672 x 672 pixels, as the family's processor makes them with its published settings.
+
+    >>> visual_tokens(_configuration("llava-hf/llava-v1.6-vicuna-13b-hf"))  # 2 x 2 tiles, their line breaks, and the whole
+    2928
+    """
+    family_of(config)  # refuses what has no pictures, in words
+    vision = config.vision_config
+    if merged := getattr(vision, "spatial_merge_size", None):  # the Qwen families
+        return math.prod(max(1, round(side / (vision.patch_size * merged))) for side in PICTURE)
+    side = vision.image_size // vision.patch_size
+    if shuffled := getattr(config, "scale_factor", None):  # Idefics3, SmolVLM
+        return SPLIT * (side // shuffled) ** 2
+    if pinpoints := getattr(config, "image_grid_pinpoints", None):  # LLaVA-NeXT, LLaVA-OneVision
+        most = float(getattr(config, "vision_aspect_ratio", "").removeprefix("anyres_max_") or "inf")
+        return len(anyres(PICTURE, pinpoints, vision.image_size, vision.patch_size, side, most))
+    return getattr(config, "mm_tokens_per_image", None) or side**2
 
 
 def _counted(name: str, config: PreTrainedConfig, visual: int, text: int, new: int, itemsize: int, bits: int | None) -> Budget:

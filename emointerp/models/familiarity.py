@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from emointerp.errors import ModelError
 from emointerp.models.images import to_image
 from emointerp.models.vlm import VLM
 
@@ -68,7 +70,18 @@ def familiarity(vlm: VLM, picture: Any) -> Familiarity | None:
     """How familiar a picture is to the model; None for a model that carries no statistics of its training pictures."""
     if vlm.folder is None or not (Path(vlm.folder) / FILE).exists():
         return None
-    kept = load_file(Path(vlm.folder) / FILE)
+    kept = _kept(Path(vlm.folder) / FILE)
     distance = float(np.linalg.norm((embeddings(vlm, [picture])[0] - kept["mean"]) @ kept["whiten"]))
     percentile = 100.0 * float(np.searchsorted(kept["distances"], distance)) / len(kept["distances"])
     return Familiarity(distance, percentile, float(np.median(kept["distances"])))
+
+
+def _kept(file: Path) -> dict[str, np.ndarray]:
+    """What `fit` wrote."""
+    try:
+        kept = load_file(file)
+        return {name: kept[name] for name in ("mean", "whiten", "distances")}
+    except (SafetensorError, KeyError) as error:
+        raise ModelError(
+            f"{file} is damaged or of something else ({error}). Copy the model again, or take this file away."
+        ) from None

@@ -1,13 +1,20 @@
 """Pictures in whatever form they come, made into upright RGB: files, PIL images, arrays, scenes of the drawn world."""
 
+import io
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from emointerp.errors import InputError
 
+# What is opened, by content and not by the file's name: Pillow knows forty formats more, of which some are read by starting another
+# program (EPS runs Ghostscript) and others have not been looked at for decades.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+BAND = 512  # rows of a picture that are changed together
 KINDS = "a path to a picture file, a PIL image, an array [height, width] or [height, width, 3 or 4], or a Scene"
 
 
@@ -25,33 +32,66 @@ def to_image(picture: Any) -> Image.Image:
     if isinstance(picture, str | Path):
         return _opened(picture)
     if isinstance(picture, Image.Image):
-        return _to_rgb(picture)
+        return _turned(lambda: _to_rgb(picture))
     if isinstance(picture, np.ndarray) or hasattr(picture, "__array__"):
-        return _to_rgb(_from_array(np.asarray(picture)))
+        return _turned(lambda: _to_rgb(_from_array(np.asarray(picture))))
     raise InputError(f"Cannot read a picture from {type(picture).__name__}; give {KINDS}.")
+
+
+def uploaded(name: str, content: bytes) -> Image.Image:
+    """An RGB picture that came as bytes, say through a browser; errors call it by its name."""
+    if not content:
+        raise InputError(f"{name} is empty (0 bytes); save the picture again.")
+    return _in_words(name, lambda: _decoded(io.BytesIO(content)))
+
+
+def opened(source: Path | BinaryIO) -> Image.Image:
+    """A picture of one of `FORMATS`, its pixels not yet read; raises what Pillow raises."""
+    return Image.open(source, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opened(name: str | Path) -> Image.Image:
     if str(name).startswith(("http:", "https:")):
         raise InputError(f"{name} is an address; emointerp fetches nothing. Save the picture and give its path.")
-    path = Path(name)
+    return _in_words(Path(name), lambda: _read(Path(name)))
+
+
+def _in_words(name: str | Path, read: Callable[[], Image.Image]) -> Image.Image:
+    """What `read` gives, or in words why it gives nothing."""
     try:
-        return _read(path)
+        return read()
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"No such picture: {path}. Check the path; it is looked up from {Path.cwd()}."
+        message = f"No such picture: {name}. Check the path; it is looked up from {Path.cwd()}."
         raise InputError(message) from error
     except Image.DecompressionBombError as error:
         limit = Image.MAX_IMAGE_PIXELS
-        raise InputError(f"{path} unpacks to too many pixels (limit {2 * limit:,}); make it smaller first.") from error
+        raise InputError(f"{name} unpacks to too many pixels (limit {2 * limit:,}); make it smaller first.") from error
     except UnidentifiedImageError as error:
-        message = f"{path} is not a picture that Pillow can read; give a PNG, JPEG, GIF, WebP or TIFF file."
+        message = f"{name} is not a picture that Pillow can read; give a PNG, JPEG, GIF, WebP or TIFF file."
         raise InputError(message) from error
     except PermissionError as error:
-        raise InputError(f"{path} may not be read: no permission. Change its permissions or copy it.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged or cut off ({error}); save or download it again.") from error
+        raise InputError(f"{name} may not be read: no permission. Change its permissions or copy it.") from error
+    except Exception as error:  # on a damaged file Pillow's readers raise almost anything
+        raise InputError(f"{name} is damaged or cut off ({error}); save or download it again.") from error
+
+
+def _turned(turn: Callable[[], Image.Image]) -> Image.Image:
+    """A picture in memory in RGB; there are kinds that Pillow or numpy cannot turn."""
+    try:
+        return turn()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The picture cannot be turned into RGB ({type(error).__name__}: {error}); give {KINDS}.") from error
 
 
 def _read(path: Path) -> Image.Image:
@@ -59,20 +99,36 @@ def _read(path: Path) -> Image.Image:
         raise InputError(f"{path} is a folder, not a picture; name the files in it one by one.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); save the picture again.")
-    with Image.open(path) as image:
+    return _decoded(path)
+
+
+def _decoded(source: Path | BinaryIO) -> Image.Image:
+    with opened(source) as image:
         return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright and in RGB; of a large picture no more copies are held at a time than the one that comes out."""
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if 0 in image.size:
+        raise InputError(f"A picture of {image.width} x {image.height} pixels shows nothing; give one with a width and a height.")
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _from_array(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Transparency laid on white, a band of rows at a time."""
+    (width, height), whole = image.size, Image.new("RGB", image.size)
+    for top in range(0, height, BAND):
+        part = image.crop((0, top, width, min(top + BAND, height))).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        whole.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return whole
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -98,6 +154,10 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         raise InputError(f"The array holds {array.dtype} values; {expected}.")
     if not np.isfinite(array).all():
         raise InputError(f"The array holds NaN or infinite values; {expected}.")
-    if array.dtype.kind == "f" and array.max() < 2.0:
-        return (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
-    return np.clip(array / 257 if array.max() > 255 else array, 0, 255).round().astype(np.uint8)
+    share, largest = array.dtype.kind == "f" and array.max() < 2.0, array.max()
+    scaled = np.empty(array.shape, np.uint8)
+    for top in range(0, len(array), BAND):
+        part = array[top : top + BAND]
+        part = np.clip(part, 0, 1) * 255 if share else np.clip(part / 257 if largest > 255 else part, 0, 255)
+        scaled[top : top + BAND] = part.round()
+    return scaled

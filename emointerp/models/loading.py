@@ -3,6 +3,8 @@
 import difflib
 import json
 import os
+import pickle
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ SIDECAR = "emointerp.json"  # beside the weights of a model that was trained wit
 INSTRUCTION = (
     "Tell this moment as my story, in the first person and in two sentences, with what I felt. I am the one in the picture."
 )
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 WELL_KNOWN = (
     "llava-hf/llava-1.5-7b-hf",
@@ -46,6 +49,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     bits: int | None = None,
+    remote: bool | str = False,
     **options: Any,
 ) -> VLM:
     """A model in hand: `"tiny"` (bundled), a local folder, a hub id, or a model in memory with its `processor`.
@@ -53,6 +57,8 @@ def load(
     `dtype="auto"` is float32 for the bundled model and the checkpoint's own otherwise. `bits` (4 or 8) quantises the weights
     with bitsandbytes. Other `options` (`device_map`, `attn_implementation`, `revision`, `quantization_config`, ...) go to
     transformers' `from_pretrained`. Remote code is never run. A model in memory stays as it is, but for `device`.
+    `remote=True`: the model runs at NDIF (nnsight's servers, with a key of your own), and no weights are loaded here;
+    `remote="local"` rehearses that on a model that is here.
     The model's parts and a prompt with a picture are checked at once; `ModelError` says what does not fit.
 
     >>> load().name
@@ -60,12 +66,66 @@ def load(
     """
     if options.pop("trust_remote_code", False):
         raise ModelError("emointerp never runs a model's remote code; load such a model yourself.")
+    if not options.pop("weights_only", True):
+        raise ModelError("emointerp unpickles nothing but tensors; load such weights yourself, and give the model.")
+    if isinstance(dtype, str) and dtype not in ("auto", *DTYPES):
+        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    if remote:
+        return _elsewhere(name, remote, processor, device, dtype, bits, options)
     if isinstance(name, torch.nn.Module):
         if bits or options or dtype != "auto":
             given = ", ".join([*options, *(["bits"] if bits else []), *(["dtype"] if dtype != "auto" else [])])
             raise InputError(f"{given}: only for models that are loaded by name; a model in memory is taken as it is.")
         return _in_memory(name, processor, device)
     return _by_name(str(name), processor, device, dtype, options | _quantised(bits, options))
+
+
+def _elsewhere(
+    name: str | Path | torch.nn.Module,
+    remote: bool | str,
+    processor: Any,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype,
+    bits: int | None,
+    options: dict[str, Any],
+) -> VLM:
+    """A model that runs on another machine, or is treated as if it did."""
+    if remote == "local":
+        vlm = load(name, processor=processor, device=device, dtype=dtype, bits=bits, **options)
+        from emointerp.models.remote import rehearsed
+
+        return replace(vlm, model=rehearsed(vlm.name, vlm.model, vlm.processor), remote="local")
+    if remote is not True:
+        raise InputError(f"remote is {remote!r}; expected False (here), True (at NDIF), or 'local' (a rehearsal here).")
+    _check_servable(name, {"device": device, "bits": bits, "dtype": None if dtype == "auto" else dtype} | options)
+    try:
+        return _served(str(name), processor, options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(_unknown(str(name), error)) from error
+
+
+def _check_servable(name: Any, given: dict[str, Any]) -> None:
+    """Only models of the hub are at NDIF, and how they lie in memory is decided there."""
+    if isinstance(name, torch.nn.Module) or str(name) in BUNDLED or _is_folder(str(name)):
+        shown = type(name).__name__ if isinstance(name, torch.nn.Module) else repr(str(name))
+        raise InputError(f"remote=True: {shown} is on this machine; NDIF runs models of the hub. remote='local' rehearses with it.")
+    extra = [what for what, value in given.items() if value is not None and what not in (*HUB_OPTIONS, "attn_implementation")]
+    if extra:
+        raise InputError(f"{', '.join(extra)}: is decided where the model runs; leave it out with remote=True.")
+
+
+def _served(name: str, processor: Any, options: dict[str, Any]) -> VLM:
+    """A model at NDIF: what may fail quickly comes first."""
+    from transformers import AutoConfig
+
+    from emointerp.models.remote import check_server, served
+
+    check_server(name)
+    kept = {k: options[k] for k in HUB_OPTIONS if k in options} | {"trust_remote_code": False}
+    config = AutoConfig.from_pretrained(name, **kept)
+    family_of(config)
+    processor = completed(processor or open_processor(name, **kept), config)
+    return checked(VLM(name, served(name, processor, options), processor, INSTRUCTION, remote=True))
 
 
 def _in_memory(model: torch.nn.Module, processor: Any, device: str | torch.device | None) -> VLM:
@@ -92,6 +152,8 @@ def _by_name(
         raise ModelError(
             f"Cannot open the model {name!r}: its weights are damaged or cut off ({_reason(error)}). Copy or download them again."
         ) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(unpicklable("model", name)) from error
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         raise ModelError(_unknown(name, error)) from error
     return _in_hand(name, model, processor, None if "quantization_config" in options else device, folder)
@@ -116,7 +178,12 @@ def _is_folder(name: str) -> bool:
 
 def _instruction(folder: Path | None) -> str:
     kept = folder / SIDECAR if folder else None
-    return json.loads(kept.read_text())["instruction"] if kept and kept.exists() else INSTRUCTION
+    if not kept or not kept.exists():
+        return INSTRUCTION
+    try:
+        return str(json.loads(kept.read_text(encoding="utf-8"))["instruction"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{kept} holds no instruction ({error}). Copy the model again, or take this file away.") from None
 
 
 def _opened(folder: Path | None, name: str, processor: Any, dtype: str | torch.dtype, options: dict[str, Any]) -> tuple:
@@ -133,7 +200,23 @@ def _opened(folder: Path | None, name: str, processor: Any, dtype: str | torch.d
     kept = {k: options[k] for k in (*HUB_OPTIONS, "trust_remote_code") if k in options}
     family_of(AutoConfig.from_pretrained(place, **kept))
     processor = processor or open_processor(place, **kept)
-    return AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, **options), processor
+    return AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, **opening(options)), processor
+
+
+def opening(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained` for weights that others made: none of their code is run, nothing but tensors is unpickled, and
+    where a repository of the hub has no safetensors, nobody is asked to make them (transformers would do so by itself).
+    """
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # read whenever weights are opened
+    return options | {"trust_remote_code": False, "weights_only": True}
+
+
+def unpicklable(what: str, name: str) -> str:
+    """The words for weights that are a pickle of more than tensors, or no whole one."""
+    return (
+        f"Cannot open the {what} {name!r}: its weights are a pickle that is damaged or asks for more than tensors; it was not run. "
+        "Take a copy with safetensors."
+    )
 
 
 def _contents(folder: Path) -> str:
@@ -154,9 +237,14 @@ def _quantised(bits: int | None, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _placed(device: str | torch.device | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of transformers for the device of quantised weights, which go there while they are loaded and not later."""
+    """Options of transformers for the device of quantised weights, which go there while they are loaded and not later.
+
+    What says itself where weights go is checked.
+    """
     if device and "device_map" in options:
         raise InputError(f"device={str(device)!r} and device_map={options['device_map']!r}: give one of them.")
+    if options.get("device_map") is not None and find_spec("accelerate") is None:
+        raise ModelError(f"device_map={options['device_map']!r} needs accelerate: pip install accelerate")
     return {"device_map": {"": str(device)}} if device and "quantization_config" in options else {}
 
 

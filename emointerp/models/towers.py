@@ -12,6 +12,7 @@ picture whole and once: the tiles that some families cut from large pictures are
 """
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from emointerp.errors import InputError, ModelError
 from emointerp.models.images import to_image
-from emointerp.models.loading import BUNDLED, HUB_OPTIONS, WEIGHTS, load
+from emointerp.models.loading import BUNDLED, HUB_OPTIONS, WEIGHTS, load, opening, unpicklable
 from emointerp.models.patches import Size, grid, inside, seen_region, whole
 from emointerp.models.vlm import VLM
 
@@ -234,8 +235,10 @@ def _of_dual(name: str, device: str | torch.device | None = None, **options: Any
     """A SigLIP or CLIP of transformers; the pooled vectors are those that texts are compared to."""
     place = _place(options)
     try:
-        model = AutoModel.from_pretrained(name, **options | place).eval()
+        model = AutoModel.from_pretrained(name, **opening(options | place)).eval()
         images = AutoImageProcessor.from_pretrained(name, **place)
+    except pickle.UnpicklingError as error:
+        raise ModelError(unpicklable("tower", name)) from error
     except (OSError, ValueError, ImportError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"Cannot open the tower {name!r}: {str(error).splitlines()[0][:200]}") from error
     model = model.to(device) if device else model

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from emointerp.errors import InputError
 from emointerp.models.anatomy import Anatomy, anatomy_of
+from emointerp.models.elsewhere import Elsewhere
 from emointerp.models.images import to_image
 from emointerp.models.prompts import Prompt, checked_text, visual_positions
 
@@ -20,19 +21,26 @@ from emointerp.models.prompts import Prompt, checked_text, visual_positions
 class VLM:
     """The untouched Hugging Face model and its processor, under one roof.
 
-    `instruction` follows an event in a story prompt; `folder` is where the weights lie, if that is known.
+    `instruction` follows an event in a story prompt; `folder` is where the weights lie, if that is known. `remote` is False, or
+    where the model runs instead of here: True (NDIF) or "local" (its rehearsal); then `model` holds no weights (`Elsewhere`).
     """
 
     name: str
-    model: PreTrainedModel = field(repr=False)
+    model: PreTrainedModel | Elsewhere = field(repr=False)
     processor: ProcessorMixin = field(repr=False)
     instruction: str
     folder: str | None = field(default=None, repr=False)
+    remote: bool | str = False
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """Where the model's layers, heads, neurons and visual tokens are."""
-        return anatomy_of(self.model)
+        return anatomy_of(self.structure)
+
+    @property
+    def structure(self) -> torch.nn.Module:
+        """The model's parts, to ask what is where; of a remote model they hold no weights."""
+        return self.model.structure if self.remote else self.model
 
     @property
     def tokenizer(self) -> Any:
@@ -41,8 +49,16 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
-        return self.model.device
+        """Where the model's inputs go: where its first weights are, or are brought to where a `device_map` offloads them.
+
+        Inputs of a remote model stay on the CPU until they are sent.
+        """
+        if self.remote:
+            return torch.device("cpu")
+        if self.model.device.type != "meta":
+            return self.model.device
+        placed = getattr(self.model, "hf_device_map", {}).values()
+        return torch.device(next((device for device in placed if device not in ("cpu", "disk")), "cpu"))
 
     def prompt(self, image: Any, text: str, instruction: str | None = None, answer: str = "") -> Prompt:
         """A story prompt: a picture, an event, and the model's instruction to tell the story.
@@ -55,7 +71,11 @@ class VLM:
         request = self.instruction if instruction is None else instruction
         full = self._without_marks(f"{text} {request}".strip())
         picture, rendered = to_image(_one(image)), self._begun(self._rendered(full), answer)
-        inputs = self._processed([picture], [rendered])
+        try:
+            inputs = self._processed([picture], [rendered])
+        except ValueError as error:  # each family's processor has limits of its own
+            size = f"{picture.width} x {picture.height} pixels"
+            raise InputError(f"{self.name!r} cannot take this picture of {size} beside this text: {error}.") from error
         visual = visual_positions(inputs["input_ids"], self.anatomy.image_token)
         self._check_length(inputs["input_ids"].shape[1], len(visual))
         return Prompt(image=picture, text=full, rendered=rendered, inputs=inputs, visual=visual)
@@ -85,6 +105,8 @@ class VLM:
         if temperature:
             options = {"top_k": 0, "top_p": 1.0} | options | {"temperature": temperature}
         options |= {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+        if self.remote and temperature:
+            options["seed"] = seed
         answers: list[str] = []
         with _seeded(seed, self.device), torch.no_grad():
             for start in range(0, len(prompts), batch):
@@ -112,14 +134,17 @@ class VLM:
         return self._processed([p.image for p in prompts], [p.rendered for p in prompts])
 
     def placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Model inputs on the model's device, pictures in the model's dtype."""
+        """Model inputs on the model's device, pictures in the model's dtype; one that runs elsewhere casts them there."""
         moved = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
         floating = {k for k, v in moved.items() if torch.is_tensor(v) and v.is_floating_point()}
-        return {k: v.to(self.model.dtype) if k in floating else v for k, v in moved.items()}
+        dtype = torch.float32 if self.remote else self.model.dtype
+        return {k: v.to(dtype) if k in floating else v for k, v in moved.items()}
 
     def _without_marks(self, text: str) -> str:
         """The text itself; one with a mark such as `<image>`, which would become the model's own token, is refused."""
         marks = {*self.tokenizer.all_special_tokens, getattr(self.processor, "image_token", None)} - {None}
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise InputError(f"The text holds bytes that are no text: {text[:60]!a}; give it in UTF-8.")
         for mark in sorted(marks):
             if mark in text:
                 raise InputError(f"The text holds {mark!r}, which the model reads as a mark of its own; leave it out.")

@@ -16,6 +16,7 @@ do not say it; the release is known to read SigLIP's pooled vectors at length 1.
 """
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 from emointerp.models import WEIGHTS
 from emointerp.sae.value import SAE
 
@@ -51,10 +53,10 @@ def load_sae(path: str | Path) -> SAE:
     are pooled vectors as they are. Otherwise say it: `replace(sae, about={**sae.about, "reads": "patches", "unit": True})`.
     """
     path = WEIGHTS / BUNDLED[str(path)] if str(path) in BUNDLED else Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_release(path)
     for names, read in {OURS: _from_ours, SAELENS: _from_saelens, SPARSIFY: _from_sparsify}.items():
-        if all((path / name).is_file() for name in names):
+        if all(os.path.isfile(path / name) for name in names):
             return _checked(path, read, _read_json(path / names[0]), _read_tensors(path / names[1]))
     forms = "; ".join(" and ".join(names) for names in (OURS, SAELENS, SPARSIFY))
     given = f"a .pt file, or a folder with one of these pairs: {forms}; bundled are {', '.join(map(repr, BUNDLED))}"
@@ -71,9 +73,11 @@ def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / tensor_file)
-        (folder / settings_file).write_text(json.dumps(settings, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
+        with whole(folder / tensor_file) as part:
+            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, part)
+        with whole(folder / settings_file) as part:
+            part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(f"The SAE cannot be written to {folder}: {error}. Choose a folder that can be written to.") from None
     return folder
 
@@ -181,9 +185,10 @@ def _unpickled(file: Path) -> Any:
 
 
 def _checked(path: Path, read: Callable[[Settings, Tensors], SAE], settings: Settings, tensors: Tensors) -> SAE:
-    """What `read` makes of settings and tensors; what is wrong with them is said with the path."""
+    """What `read` makes of settings and tensors, in one dtype; what is wrong with them is said with the path."""
     try:
-        return read(settings, tensors)
+        sae = read(settings, tensors)
+        return sae.to(sae.encoder.dtype)
     except KeyError as error:
         raise InputError(f"{path} lacks {error}; it has {', '.join(sorted([*settings, *tensors]))}.") from None
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # files by other hands may hold anything
@@ -198,8 +203,8 @@ def _refuse(settings: Settings, expected: Settings) -> None:
 
 def _read_json(file: Path) -> Settings:
     try:
-        held = json.loads(file.read_text())
-    except ValueError as error:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}.") from None
     if not isinstance(held, dict):
         raise InputError(f"{file} holds a {type(held).__name__}; expected an object of settings.")

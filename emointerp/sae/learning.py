@@ -20,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from emointerp.errors import EmointerpError, InputError
+from emointerp.files import alone
 from emointerp.resumable import batch_indices, log, resume, save_checkpoint
 from emointerp.sae.coding import sparse_decode, sparse_encode
 from emointerp.sae.value import SAE
@@ -77,26 +79,27 @@ def train_sae(
 
     A batch depends on seed and step alone, so that a resumed run equals an uninterrupted one. Every `every` steps a checkpoint
     replaces the last and `name`.log.jsonl gets a line. `about` goes into the SAE. InputError where the folder's run had another
-    recipe or other data (another shape, or other numbers in the `SAMPLE` rows that are looked at); EmointerpError where the loss
-    stops being a number.
+    recipe or other data (another shape, or other numbers in the `SAMPLE` rows that are looked at); OutputError where another
+    process trains `name` there; EmointerpError where the loss stops being a number.
     """
     coder, variance, fingerprint = _start(data, recipe)
     optimizer = torch.optim.Adam(coder.parameters(), lr=recipe.rate, eps=6.25e-10, fused=True)
     file = None if folder is None else Path(folder) / f"{name}.safetensors"
     about_run = {"recipe": _fixed(recipe), "data": json.dumps([*data.shape, fingerprint])}
     state = coder.state_dict()
-    start = resume(file, state, optimizer, about_run) if file else 0
-    progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, mininterval=10)
-    began = time.time()
-    for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * _schedule(step, recipe)
-        told = coder.step(_batch(data, step, recipe), variance, optimizer, restart=step < 0.8 * recipe.steps)
-        _check_finite(told["loss"], step, recipe)
-        progress.set_postfix(fvu=f"{told['fvu']:.3f}", dead=f"{told['dead']:.2f}", refresh=False)
-        if file and ((step + 1) % every == 0 or step + 1 == recipe.steps):
-            save_checkpoint(file, state, optimizer, step + 1, about_run)
-            log(file, {"step": step + 1, **told, "seconds": time.time() - began})
+    with alone(file.parent, name) if file else nullcontext():
+        start = resume(file, state, optimizer, about_run) if file else 0
+        progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, mininterval=10)
+        began = time.time()
+        for step in progress:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate * _schedule(step, recipe)
+            told = coder.step(_batch(data, step, recipe), variance, optimizer, restart=step < 0.8 * recipe.steps)
+            _check_finite(told["loss"], step, recipe)
+            progress.set_postfix(fvu=f"{told['fvu']:.3f}", dead=f"{told['dead']:.2f}", refresh=False)
+            if file and ((step + 1) % every == 0 or step + 1 == recipe.steps):
+                save_checkpoint(file, state, optimizer, step + 1, about_run)
+                log(file, {"step": step + 1, **told, "seconds": time.time() - began})
     return coder.value({**(about or {}), "recipe": asdict(recipe), "vectors": len(data)})
 
 

@@ -84,8 +84,8 @@ class SAE:
     def __post_init__(self) -> None:
         if self.encoder.ndim != 2:
             raise InputError(f"The encoder is {list(self.encoder.shape)}; expected [d_hidden, d_in], a row a feature.")
-        if not 1 <= self.k <= self.d_hidden:
-            raise InputError(f"k is {self.k}; expected 1 to {self.d_hidden}, the number of features.")
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or not 1 <= self.k <= self.d_hidden:
+            raise InputError(f"k is {self.k!r}; expected 1 to {self.d_hidden}, the number of features.")
         shapes = {"decoder": [self.d_hidden, self.d_in], "b_enc": [self.d_hidden], "b_dec": [self.d_in]}
         for name, shape in shapes.items():
             tensor = getattr(self, name)

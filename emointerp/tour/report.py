@@ -1,7 +1,6 @@
 """From pictures and an event to `index.html` and `results.json`, whole or not at all."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -14,18 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 import emointerp
 from emointerp.errors import EmointerpError, InputError, ModelError, OutputError
+from emointerp.files import alone
 from emointerp.models import VLM, load, to_image
 from emointerp.models.loading import BUNDLED
 from emointerp.models.prompts import checked_text
 from emointerp.start_here import EVENT
-from emointerp.statistics import Interval
 from emointerp.tour import heads, lens, sae, saliency, start_here, steering, superposition, veena
 from emointerp.tour.chapter import BECAME, RAN, STOPPED, Chapter, Job, left_out
+from emointerp.tour.page import machine, plain, rendered
 from emointerp.tour.sizes import FULL, LIMIT, NAMED, QUICK, Pace, Sizes, seconds, spoken, stories_together
 
 CHAPTERS: tuple[ModuleType, ...] = (start_here, superposition, sae, saliency, steering, lens, heads, veena)
@@ -69,9 +66,8 @@ def run(
     job = replace(job, sizes=sizes)
     chapters = _chapters(vlm, job, omitted)
     took = time.perf_counter() - began
-    page = _written(
-        folder, {"index.html": _page(vlm, job, chapters, took), "results.json": _json(_results(vlm, job, chapters, took))}
-    )
+    files = {"results.json": _json(_results(vlm, job, chapters, took)), "index.html": _page(vlm, job, chapters, took)}
+    page = _written(folder if out or force else _free_folder(force), files, force)
     if stopped := [f"{c.title} ({c.results['error']})" for c in chapters if c.state == STOPPED]:
         raise EmointerpError(f"Stopped by an error: {'; '.join(stopped)}. The other chapters stand. Report: {page}")
     return page
@@ -178,12 +174,12 @@ def _checked_folder(out: Path | str | None, force: bool) -> Path:
     """The folder of the report, found writable and free before any work is done."""
     try:
         folder = _free_folder(force) if out is None else Path(out)
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise OutputError(f"{folder} is a file; --out expects a folder. Name another one.")
-        if folder.exists() and any(folder.iterdir()) and not force:
+        if os.path.exists(folder) and any(folder.iterdir()) and not force:
             raise OutputError(f"{folder} exists and is not empty; nothing was written. Name another folder, or add --force.")
-        parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not parent.is_dir():
+        parent = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+        if not os.path.isdir(parent):
             raise OutputError(f"{parent} is a file, so {folder} cannot be made below it. Name another folder with --out.")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError
@@ -192,26 +188,41 @@ def _checked_folder(out: Path | str | None, force: bool) -> Path:
     return folder
 
 
+def _check_free(folder: Path, force: bool) -> None:
+    """Refuse a folder that was free when the tour began, and holds another's report now."""
+    if not force and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise OutputError(
+            f"{folder} was written to while this tour ran; nothing of it was changed. Name another folder with --out."
+        )
+
+
 def _free_folder(force: bool) -> Path:
     names = ["emointerp-tour", *(f"emointerp-tour-{i}" for i in range(2, 1000))]
-    return next(Path(name) for name in names if force or not Path(name).exists())
+    return next(Path(name) for name in names if force or not os.path.exists(Path(name)))
 
 
-def _written(folder: Path, files: dict[str, str]) -> Path:
-    """Write all files beside their places, then move them there, so that no half-written report is ever seen."""
-    made = not folder.exists()
+def _written(folder: Path, files: dict[str, str], force: bool) -> Path:
+    """Write all files beside their places, then move them there, so that no half-written report is ever seen.
+
+    The folder is looked at again: another tour may have written there while this one measured.
+    """
+    made = not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
         try:
             for name, text in files.items():
                 (scratch / name).write_text(text, encoding="utf-8", errors="replace")
-            for name in files:
-                os.replace(scratch / name, folder / name)
+            with alone(folder):
+                _check_free(folder, force)
+                for name in files:
+                    os.replace(scratch / name, folder / name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             if made and not any(folder.iterdir()):
                 folder.rmdir()
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"Cannot write the report to {folder}: {error.strerror}. Name another folder with --out.") from error
     return folder / "index.html"
@@ -225,12 +236,10 @@ def _json(results: dict) -> str:
 
 
 def _page(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> str:
-    environment = Environment(
-        loader=PackageLoader("emointerp.tour"), autoescape=select_autoescape(default=True, default_for_string=True)
-    )
     said = {question: (answer, chapter.name) for chapter in chapters for question, answer in chapter.plain}
     ordered = [(question, said[question]) for question in QUESTIONS if question in said]
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         model=vlm.name,
         event=job.event,
         chapters=chapters,
@@ -240,7 +249,7 @@ def _page(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> str:
         sizes={chapter.title: _said(getattr(job.sizes, chapter.name)) for chapter in chapters},
         size=job.sizes.name,
         took=spoken(took),
-        where=_machine(vlm),
+        where=machine(vlm),
         version=emointerp.__version__,
     )
 
@@ -255,13 +264,6 @@ def _verdict(question: str, answer: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", answer)
 
 
-def _machine(vlm: VLM) -> str:
-    if vlm.device.type == "cuda":
-        return torch.cuda.get_device_name(vlm.device)
-    threads = torch.get_num_threads()
-    return f"{threads} CPU threads" if threads > 1 else "one CPU thread"
-
-
 def _said(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{what} {n}" for what, n in numbers.items())
 
@@ -273,17 +275,4 @@ def _results(vlm: VLM, job: Job, chapters: list[Chapter], took: float) -> dict:
     head = {"emointerp": emointerp.__version__, "model": vlm.name, "event": job.event, "seconds": took, "sizes": asdict(job.sizes)}
     head["batch"] = job.batch
     head["chapters"] = {chapter.name: chapter.state for chapter in chapters}
-    return _plain(head) | {chapter.name: _plain(chapter.results) for chapter in chapters}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: numbers rounded, intervals as objects, and null for what is no number."""
-    if isinstance(value, Interval):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return value
+    return plain(head) | {chapter.name: plain(chapter.results) for chapter in chapters}

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.tracing.edits import Edit, ScaleAttention
-from emointerp.tracing.interleave import Visit, check_maskable, scaled_after, traced, writing
+from emointerp.tracing.interleave import Visit, check_maskable, scaled_after, traced, visiting, writing
 from emointerp.tracing.metrics import Metric
 from emointerp.tracing.plan import Layout, Plan, Rows, Tree, plan_answer, plan_prompt
 
@@ -157,15 +157,15 @@ class Branches:
         plan, kept = self._plan(), []
         ends = self._ends()
         if metric.layer is None:
-            return self._logits(self._run(Visit(self.vlm), plan, self._inputs())[ends])
-        visit = Visit(self.vlm, {"residual": [metric.layer]}, lambda site, layer, value: kept.append(value.flatten(0, 1)[ends]))
+            return self._logits(self._run(visiting(self.vlm), plan, self._inputs())[ends])
+        visit = visiting(self.vlm, {"residual": [metric.layer]}, lambda site, layer, value: kept.append(value.flatten(0, 1)[ends]))
         self._run(visit, plan, self._inputs(), until=metric.layer)
         return kept[0]
 
     def answers(self, max_new_tokens: int, choose: Callable[[Tensor, Tensor], Tensor]) -> list[list[int]]:
         """Greedy answers: `choose(token ids so far [branches, n], logits)` gives each branch's next token."""
         ids = self.prefix.prompt.input_ids.to(self.vlm.device).expand(len(self.edit_lists), -1)
-        logits = self._logits(self._run(Visit(self.vlm), self._plan(), self._inputs())[self._ends()])
+        logits = self._logits(self._run(visiting(self.vlm), self._plan(), self._inputs())[self._ends()])
         alive, ends = list(range(len(self.edit_lists))), _end_tokens(self.vlm)
         found: list[list[int]] = [[] for _ in alive]
         plan = None
@@ -181,7 +181,7 @@ class Branches:
                 plan = plan_answer(self.edit_lists, [self.prefix.prompt], self.layout, alive, self.vlm.device)
                 self._drop(going, alive, bool(plan.attending))
             ids = torch.cat([ids, chosen[:, None]], 1)[going]
-            logits = self._logits(self._run(Visit(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
+            logits = self._logits(self._run(visiting(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
         return found
 
     @torch.no_grad()
@@ -220,10 +220,11 @@ class Branches:
             with writing(self.vlm, plan):
                 language = part(self.vlm.model, self.vlm.anatomy.family.language)
                 return language(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state.flatten(0, 1)
-        language, hidden = part(traced(self.vlm), self.vlm.anatomy.family.language), None
+        model, hidden = traced(self.vlm), None
+        language = part(model, self.vlm.anatomy.family.language)
         with scaled_after(self.vlm, plan):
             with language.trace(**inputs, past_key_values=self.cache, use_cache=True) as tracer:
-                visit(plan)
+                visit(model, plan)
                 if until is not None:
                     tracer.stop()
                 hidden = language.output.last_hidden_state.save()

@@ -12,20 +12,23 @@ AddVector(layer=3, vector=<4, norm 2>, alpha=2.0, positions=('last', 'answer'))
 True
 """
 
+import hashlib
 import json
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emointerp.errors import InputError
+from emointerp.errors import InputError, OutputError
+from emointerp.files import whole
 
 SPANS = ("visual", "query", "last", "all", "answer")
 Positions = str | SupportsIndex | Iterable[str | SupportsIndex]
@@ -223,35 +226,58 @@ def block_attention(
 
 
 def save_edits(edits: Sequence[Edit], file: str | Path) -> None:
-    """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`."""
+    """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`; OutputError where that cannot be done."""
     file, tensors, rows = Path(file), {}, []
     for i, edit in enumerate(edits):
         row: dict[str, Any] = {"edit": type(edit).__name__}
         for name, value in edit._values():
             if torch.is_tensor(value):
                 tensors[f"{i}.{name}"] = value.cpu().clone().contiguous()  # a vector may serve in several edits
-                value = {"tensor": f"{i}.{name}"}
+                value = {"tensor": f"{i}.{name}", "digest": _digest(value)}
             row[name] = value
         rows.append(row)
-    save_file(tensors, _tensors_of(file))
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    try:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        with whole(_tensors_of(file)) as part:
+            save_file(tensors, part)
+        with whole(file) as part:
+            part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OutputError(f"The edits cannot be written to {file}: {error}. Choose a place that can be written to.") from error
 
 
 def load_edits(file: str | Path) -> list[Edit]:
-    """Read what `save_edits` wrote."""
+    """Read what `save_edits` wrote; InputError says what is missing or wrong, also where JSON and tensors are of two saves."""
     file = Path(file)
-    tensors, edits = load_file(_tensors_of(file)), []
-    for row in json.loads(file.read_text()):
-        kind = row.pop("edit")
-        if kind not in EDITS:
-            raise InputError(f"{file} holds an edit {kind!r}; known are {', '.join(EDITS)}.")
-        values = {k: tensors[v["tensor"]] if isinstance(v, dict) else v for k, v in row.items()}
-        edits.append(EDITS[kind](**values))
-    return edits
+    try:
+        tensors = load_file(_tensors_of(file))
+        return [_loaded(row, tensors) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        expected = f"expected a file that save_edits wrote, with its tensors in {_tensors_of(file).name}"
+        raise InputError(f"{file} holds no edits that can be read ({type(error).__name__}: {error}); {expected}.") from None
+
+
+def _loaded(row: dict[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    kind, values = row["edit"], {}
+    if kind not in EDITS:
+        raise InputError(f"it holds an edit {kind!r}; known are {', '.join(EDITS)}")
+    for name, value in row.items():
+        if isinstance(value, dict):
+            value, digest = tensors[value["tensor"]], value.get("digest")
+            if digest not in (None, _digest(value)):
+                raise InputError(f"{kind}'s {name} is not the tensor that was saved with it")
+        values[name] = value
+    return EDITS[kind](**{name: value for name, value in values.items() if name != "edit"})
+
+
+def _digest(tensor: Tensor) -> str:
+    """Tells tensors apart by their numbers."""
+    return hashlib.blake2b(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def _tensors_of(file: Path) -> Path:
-    return file.with_name(f"{file.name}.safetensors")
+    return Path(f"{file}.safetensors")
 
 
 def _shown(value: Any) -> str:
@@ -268,26 +294,34 @@ def _same(a: Any, b: Any) -> bool:
 
 def _positions(edit: Edit, given: Positions) -> tuple[str | int, ...]:
     listed = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-    listed = tuple(p if p in SPANS else _position(edit, p) for p in listed)
+    listed = tuple(p if isinstance(p, str) and p in SPANS else _position(edit, p) for p in listed)
     if not listed:
         raise InputError(f"{edit._name}: no positions are given; expected token indices or spans such as 'last'.")
     return listed
 
 
 def _position(edit: Edit, given: Any) -> int:
-    if isinstance(given, str | bool) or not hasattr(given, "__index__"):
+    if (index := _index(given)) is None:
         raise InputError(f"{edit._name}: {given!r} is no position; expected a token index or one of {', '.join(SPANS)}.")
-    return operator.index(given)
+    return index
 
 
 def _whole(edit: Edit, what: str, given: Any) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
+    if (index := _index(given)) is None:
         raise InputError(f"{edit._name}: {what} is {given!r}; expected a whole number.")
-    return operator.index(given)
+    return index
+
+
+def _index(given: Any) -> int | None:
+    """A whole number, of whatever type; None for what is none."""
+    try:
+        return None if isinstance(given, bool) else operator.index(given)
+    except TypeError:  # arrays of several numbers have an __index__ too, which raises
+        return None
 
 
 def _units(edit: Edit, what: str, given: Sequence[int]) -> tuple[int, ...]:
-    listed = tuple(_whole(edit, what, i) for i in given)
+    listed = tuple(_whole(edit, what, i) for i in given) if isinstance(given, Iterable) else ()
     if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
         raise InputError(f"{edit._name}: {what} is {given!r}; expected different numbers from 0 up.")
     return listed
@@ -295,7 +329,10 @@ def _units(edit: Edit, what: str, given: Sequence[int]) -> tuple[int, ...]:
 
 def _tensor(edit: Edit, what: str, given: Any, *dimensions: int) -> Tensor:
     if not torch.is_tensor(given):
-        given = torch.as_tensor(given, dtype=torch.float32)
+        try:
+            given = torch.as_tensor(given, dtype=torch.float32)
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise InputError(f"{edit._name}: {what} is a {type(given).__name__}, not numbers ({error}).") from None
     if given.device.type == "meta":
         raise InputError(f"{edit._name}: {what} lies on the meta device, so it holds no numbers; load the weights first.")
     if not given.is_floating_point():
@@ -309,9 +346,13 @@ def _tensor(edit: Edit, what: str, given: Any, *dimensions: int) -> Tensor:
 
 
 def _check_number(edit: Edit, what: str, value: Any) -> None:
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InputError(f"{edit._name}: {what} is {value!r}; expected a finite number.")
-    edit._set(**{what: float(value)})
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{edit._name}: {what} is {value!r:.40}; expected a finite number.")
+    edit._set(**{what: number})
 
 
 def _check_fixed(edit: Edit, per_position: bool) -> None:

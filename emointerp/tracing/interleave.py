@@ -1,69 +1,104 @@
-"""The one place where nnsight meets the model: visiting the sites of each layer in the order in which a forward reaches them."""
+"""The one place where nnsight meets the model: visiting the sites of each layer in the order in which a forward reaches them.
+
+Where a model runs on another machine (`VLM.remote`), a `Visit` and its `Plan` travel there with the body of the trace. So both hold
+tensors and plain values only, are plain classes with source (a dataclass has methods without), and know of no model or prompt.
+"""
 
 import copy
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from nnsight import NNsight
+from nnsight import Envoy
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
 
-from emointerp.errors import InputError
+from emointerp.errors import InputError, ModelError
 from emointerp.models import VLM
-from emointerp.models.anatomy import part
+from emointerp.models.anatomy import eager, part
 from emointerp.tracing.plan import Plan
 
+Keep = Callable[[str, int, Tensor], None]
 AFTER = "emointerp_after_softmax"  # how transformers knows attention whose weights are scaled after the softmax
 
 
-def traced(vlm: VLM) -> NNsight:
+class _Placed(Envoy):
+    """nnsight's view of a module whose inputs lie where they should: it would move them to the first weights, even offloaded."""
+
+    device = None
+
+
+def traced(vlm: VLM) -> Envoy:
     """nnsight's view of a model; the model itself and its results stay as they are."""
+    if vlm.remote:
+        return vlm.model.served
     kept = vlm.__dict__  # so that it goes when the model does
     if "_traced" not in kept:
-        kept["_traced"] = NNsight(vlm.model)
+        kept["_traced"] = _Placed(vlm.model, envoys=_Placed)
     return kept["_traced"]
+
+
+def forward_trace(vlm: VLM, **inputs: Any) -> Any:
+    """nnsight's context of one forward, where the model runs."""
+    return (vlm.model if vlm.remote else traced(vlm)).trace(**inputs)
+
+
+@contextmanager
+def weighing(vlm: VLM) -> Iterator[None]:
+    """While this lasts, attention gives its weights."""
+    if not vlm.remote:
+        with eager(part(vlm.model, vlm.anatomy.family.language)):
+            yield
+        return
+    before = vlm.structure.config._attn_implementation
+    vlm.structure.set_attn_implementation("eager")  # the whole model's setting, which goes along with each request
+    try:
+        yield
+    finally:
+        vlm.structure.set_attn_implementation(before)
 
 
 def check_maskable(vlm: VLM) -> None:
     """Refuse attention implementations that take no mask of scores."""
-    used = part(vlm.model, vlm.anatomy.family.language).config._attn_implementation
+    used = part(vlm.structure, vlm.anatomy.family.language).config._attn_implementation
     if used not in ("eager", "sdpa"):
         raise InputError(
             f"Under attn_implementation={used!r} attention takes no mask of ours; load the model with 'sdpa' or 'eager'."
         )
 
 
-@dataclass
+def visiting(vlm: VLM, wanted: dict[str, Collection[int]] | None = None, keep: Keep | None = None) -> "Visit":
+    """A visit of a model's layers."""
+    return Visit(vlm.anatomy.layers, vlm.anatomy.n_heads, vlm.anatomy.d_mlp, wanted or {}, keep)
+
+
 class Visit:
     """A walk through the layers inside a trace: it does a plan's writes, and hands what is `wanted` to `keep`, after the writes.
 
     `wanted` names layers for a site ("residual", "heads", "neurons", "attention"); `keep(site, layer, tensor)` gets tensors
-    [batch, token, width], or [batch, head, query, key] for attention. Call the visit with a plan inside the trace's body.
+    [batch, token, width], or [batch, head, query, key] for attention. Call the visit with nnsight's model and a plan inside the
+    trace's body.
     """
 
-    vlm: VLM
-    wanted: dict[str, Collection[int]] = field(default_factory=dict)
-    keep: Callable[[str, int, Tensor], None] = lambda site, layer, tensor: None
+    def __init__(self, layers: str, n_heads: int, d_mlp: int, wanted: dict[str, Collection[int]], keep: Keep | None):
+        self.layers, self.n_heads, self.d_mlp = layers, n_heads, d_mlp
+        self.wanted, self.keep = wanted, keep
 
-    def __call__(self, plan: Plan) -> None:
-        layers, anatomy = part(traced(self.vlm), self.vlm.anatomy.layers), self.vlm.anatomy
-        if plan.attending:
-            check_maskable(self.vlm)
+    def __call__(self, model: Any, plan: Plan) -> None:
+        layers = part(model, self.layers)
         for i in sorted(plan.layers.union(*self.wanted.values())):
             layer = layers[i]
             if i in plan.attending:
-                layer.self_attn.inputs = _biased(layer.self_attn.inputs, plan, i, anatomy.n_heads)
-            self._site(layer.self_attn.o_proj, "input", plan, i, "heads", anatomy.n_heads)
+                layer.self_attn.inputs = _biased(layer.self_attn.inputs, plan, i, self.n_heads)
+            self._site(layer.self_attn.o_proj, "input", plan, i, "heads", self.n_heads)
             if i in self.wanted.get("attention", ()):
                 self.keep("attention", i, layer.self_attn.output[1])
-            self._site(layer.mlp.down_proj, "input", plan, i, "neurons", anatomy.d_mlp)
+            self._site(layer.mlp.down_proj, "input", plan, i, "neurons", self.d_mlp)
             self._site(layer, "output", plan, i, "residual", 1)
 
     def _site(self, module: Any, side: str, plan: Plan, layer: int, site: str, n_units: int) -> None:
@@ -82,8 +117,6 @@ class Visit:
 def writing(vlm: VLM, plan: Plan) -> Iterator[None]:
     """While this lasts, plain hooks do a plan's writes: 0.4 ms a forward quicker than a trace, where nothing is collected."""
     anatomy = vlm.anatomy
-    if plan.attending:
-        check_maskable(vlm)
     with ExitStack() as stack:
         stack.enter_context(scaled_after(vlm, plan))
         for i in sorted(plan.attending):
@@ -156,7 +189,15 @@ def scaled_after(vlm: VLM, *plans: Plan) -> Iterator[None]:
 
     No mask can do that. So these layers' attention gets a copy of its configuration, which names another attention function.
     """
-    modules = [part(vlm.model, f"{vlm.anatomy.layers}.{i}").self_attn for i in set().union(*(plan.after for plan in plans))]
+    layers = set().union(*(plan.after for plan in plans))
+    if layers and vlm.remote:
+        raise ModelError(
+            "ScaleAttention with renormalise=False needs an attention function of ours where the model runs; a server has none, so "
+            "use renormalise=True, or load the model without remote."
+        )
+    if any(plan.attending for plan in plans):
+        check_maskable(vlm)
+    modules = [part(vlm.model, f"{vlm.anatomy.layers}.{i}").self_attn for i in layers]
     kept = [(module, module.config) for module in modules if module.config._attn_implementation != AFTER]
     try:
         for module, config in kept:

@@ -32,6 +32,13 @@ class Metric:
             )
         return value
 
+    def one_each(self, last: Float[Tensor, "forwards width"]) -> Tensor:
+        """The metric of each forward, refused if it gives several values: then it has no one gradient."""
+        values = self(last)
+        if values.ndim != 1:
+            raise InputError(f"The metric {self.name!r} gives {list(values.shape[1:])} values a forward; a gradient needs one.")
+        return values
+
 
 def as_metric(given: Metric | Callable[[Tensor], Tensor]) -> Metric:
     """A metric itself, or one made of a function of logits."""

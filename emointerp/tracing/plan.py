@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -68,7 +68,6 @@ Layout = Rows | Tree
 EditLists = Sequence[Sequence[Edit]]
 
 
-@dataclass
 class Plan:
     """The writes of one forward of [batch, tokens]: for each key token rows [k], units [k] and values [k, width]; and attention.
 
@@ -76,11 +75,15 @@ class Plan:
     added to the logarithm of the weights after the softmax. `made` keeps what has been made of them for single tokens.
     """
 
-    tokens: int
-    writes: dict[Key, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    attention: dict[int, list[tuple]] = field(default_factory=dict)
-    after: dict[int, list[tuple]] = field(default_factory=dict)
-    made: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        tokens: int,
+        writes: dict[Key, tuple[Tensor, Tensor, Tensor]] | None = None,
+        attention: dict[int, list[tuple]] | None = None,
+        after: dict[int, list[tuple]] | None = None,
+    ):
+        self.tokens, self.writes, self.attention, self.after = tokens, writes or {}, attention or {}, after or {}
+        self.made: dict[tuple[int, bool], Tensor] = {}
 
     @property
     def layers(self) -> set[int]:

@@ -2,8 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -18,8 +19,10 @@ from emointerp.models.anatomy import Anatomy, part
 from emointerp.tracing.branches import Branches, first_touched, prefix_of
 from emointerp.tracing.edits import Edit, ScaleAttention
 from emointerp.tracing.metrics import Metric, as_metric
+from emointerp.tracing.overflow import check_finite
 from emointerp.tracing.plan import check
-from emointerp.tracing.verbs import Prompts, checked_layers
+from emointerp.tracing.remote import Forwards
+from emointerp.tracing.verbs import Prompts, checked_layers, generate, generated, run
 
 EditLists = Mapping[Hashable, Sequence[Edit]] | Sequence[Sequence[Edit]]
 BUDGET = 2**30  # bytes that a forward of branches may take beside the weights and the prefix
@@ -94,8 +97,11 @@ def sweep(
     generation config only the end tokens and the repetition penalty are read. A `logits_processor` gets the branches that go on,
     so one that remembers rows does not fit.
 
-    As many interventions share a forward as `budget` bytes allow by an estimate, beside weights and prefix; at least one. Ctrl-C
-    raises `SweepInterrupted`, which holds what is done.
+    As many interventions share a forward as `budget` bytes allow by an estimate, beside weights, prefix and its copy; at least one.
+    Ctrl-C raises `SweepInterrupted`, which holds what is done.
+
+    A model that runs elsewhere (`remote`) shares no prefix: each intervention is a row of a batch of whole prompts, some 8,192
+    tokens a request, and answers are those of its own greedy `generate`.
     """
     if (metric is None) == (max_new_tokens is None):
         raise InputError("Give a sweep either a metric or max_new_tokens, which makes it generate answers.")
@@ -105,7 +111,8 @@ def sweep(
         for edits in some:
             check(edits, vlm.anatomy, prompt)
     labels = _labels([labels for labels, _ in lists], names)
-    measure = _Answers(vlm, max_new_tokens, logits_processor) if metric is None else _Values(as_metric(metric))
+    answers = _Requested if vlm.remote else _Answers
+    measure = answers(vlm, max_new_tokens, logits_processor) if metric is None else _Values(as_metric(metric))
     if metric is not None and measure.metric.layer is not None:
         checked_layers(vlm, measure.metric.layer)
     found: list[list[Any]] = [[None] * (len(labels) + 1) for _ in prompts]
@@ -113,14 +120,24 @@ def sweep(
     try:
         with tqdm(total=total, desc="sweep", disable=not progress) as bar:
             for row, prompt, (_, edits) in zip(found, prompts, lists, strict=True):
-                _one_prompt(vlm, prompt, [(), *edits], measure, budget, row, bar)
+                for some, forward in _forwards(vlm, prompt, [(), *edits], measure, budget):
+                    for i, value in zip(some, measure.of(forward), strict=True):
+                        row[i] = value
+                    bar.update(len(some))
     except KeyboardInterrupt:
         raise SweepInterrupted(_result(labels, found, metric is None)) from None
     return _result(labels, found, metric is None)
 
 
-def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int, row: list, bar: tqdm) -> None:
-    """Fill `row` with the measure of each edit list."""
+def _forwards(
+    vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int
+) -> Iterator[tuple[Sequence[int], Branches | Forwards]]:
+    """Which edit lists share a forward, and that forward."""
+    if vlm.remote:
+        chunk = Forwards.chunk(prompt)
+        for first in range(0, len(lists), chunk):
+            yield range(first, min(first + chunk, len(lists))), Forwards(vlm, prompt, lists[first : first + chunk])
+        return
     starts: dict[int, list[int]] = defaultdict(list)
     for i, edits in enumerate(lists):
         starts[first_touched(vlm, prompt, edits)].append(i)
@@ -131,10 +148,7 @@ def _one_prompt(vlm: VLM, prompt: Prompt, lists: list, measure: Any, budget: int
         chunk = size.chunk(len(mine), budget)
         for first in range(0, len(mine), chunk):
             some = mine[first : first + chunk]
-            branches = Branches(vlm, prefix, [lists[i] for i in some], start, size.tree)
-            for i, value in zip(some, measure.of(branches), strict=True):
-                row[i] = value
-            bar.update(len(some))
+            yield some, Branches(vlm, prefix, [lists[i] for i in some], start, size.tree)
 
 
 @dataclass(frozen=True)
@@ -168,14 +182,19 @@ class _Size:
         return math.ceil(n / math.ceil(n / max(1, most)))
 
     def bytes(self, branches: int) -> int:
-        """Estimated peak of a forward: activations, masks and scores, keys and values, logits; and what makes the masks."""
+        """Estimated peak of a forward: activations, masks and scores, keys and values, logits; and what makes the masks.
+
+        A cache grows by being copied, a layer after the other, so a layer's counts twice. The copy of a prompt's own keys that all
+        branches of a tree share is left out as the prefix is: were it counted, a long prompt would leave room for one branch.
+        """
         a: Anatomy = self.vlm.anatomy
         tokens, own = branches * self.length, self.length + self.new
         keys, rows = (self.start + branches * own, 1) if self.tree else (self.start + own, branches)
         eager = part(self.vlm.model, a.family.language).config._attn_implementation == "eager"
         masks = (1 + a.n_heads * (3 * eager + 2 * self.per_head)) * tokens * keys
         activations = tokens * (8 * a.d_model + 4 * a.d_mlp + 4 * a.n_heads * a.d_head)
-        cache = 4 * a.n_layers * a.n_kv_heads * a.d_head * keys * rows
+        added = branches * own if self.tree else keys * rows
+        cache = 2 * a.n_kv_heads * a.d_head * (a.n_layers * added + keys * rows)
         logits = 3 * branches * a.vocabulary
         return (masks + activations + cache + logits) * self.vlm.model.dtype.itemsize + 16 * tokens * keys
 
@@ -187,9 +206,10 @@ class _Values:
     metric: Metric
     max_new_tokens: ClassVar[int] = 0
 
-    def of(self, branches: Branches) -> list[Tensor]:
+    def of(self, branches: Branches | Forwards) -> list[Tensor]:
         """The metric of each branch, on the CPU; copied, because a view such as `logits[:, 0]` would keep all logits."""
-        return list(self.metric(branches.last(self.metric)).to("cpu", copy=True))
+        last = check_finite(branches.vlm, branches.last(self.metric), partial(_each, run, branches))
+        return list(self.metric(last).to("cpu", copy=True))
 
 
 @dataclass(frozen=True)
@@ -205,8 +225,30 @@ class _Answers:
         penalty = self.vlm.model.generation_config.repetition_penalty
         own = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty and penalty != 1 else []
         processors = LogitsProcessorList([*own, *self.processors])
-        tokens = branches.answers(self.max_new_tokens, lambda ids, logits: processors(ids, logits.float()).argmax(-1))
+        again = partial(_each, generate, branches, max_new_tokens=self.max_new_tokens)
+
+        def chosen(ids: Tensor, logits: Tensor) -> Tensor:
+            return processors(ids, check_finite(self.vlm, logits, again).float()).argmax(-1)
+
+        tokens = branches.answers(self.max_new_tokens, chosen)
         return [text.strip() for text in self.vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+@dataclass(frozen=True)
+class _Requested(_Answers):
+    """Measures rows by the answers that a model generates on another machine."""
+
+    def of(self, forwards: Forwards) -> list[str]:
+        """Answers as `VLM.generate` gives them."""
+        options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "logits_processor": list(self.processors)}
+        tokens = generated(forwards.batch, **options)[:, len(forwards.prompt) :]
+        return [text.strip() for text in self.vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _each(verb: Callable, branches: Branches, **options: Any) -> None:
+    """Each branch by another verb, one after the other."""
+    for edits in branches.edit_lists:
+        verb(branches.vlm, branches.prefix.prompt, edits, **options)
 
 
 def _labelled(edit_lists: EditLists) -> tuple[list[Hashable], list[Sequence[Edit]]]:

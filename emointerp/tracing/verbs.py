@@ -15,14 +15,15 @@ from torch import Tensor
 
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
-from emointerp.models.anatomy import eager, part
+from emointerp.models.anatomy import part
+from emointerp.tracing import remote
 from emointerp.tracing.activations import SITES, Activations
+from emointerp.tracing.batch import Batch, Prompts, Shelf, activations
 from emointerp.tracing.edits import Edit
-from emointerp.tracing.interleave import Visit, scaled_after, traced
+from emointerp.tracing.interleave import scaled_after, traced, visiting, weighing
 from emointerp.tracing.metrics import Metric, as_metric
-from emointerp.tracing.plan import Plan, Rows, check, plan_answer, plan_prompt
-
-Prompts = Prompt | Sequence[Prompt]
+from emointerp.tracing.overflow import Guard, check_finite, overflow
+from emointerp.tracing.plan import Plan, plan_answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,9 @@ class Output:
 
 def run(vlm: VLM, prompts: Prompts, edits: Sequence[Edit] = ()) -> Output | list[Output]:
     """One forward with edits; a sequence of prompts runs as one padded batch and gives a list in its order."""
-    batch = _Batch.of(vlm, prompts, edits)
+    batch = Batch.of(vlm, prompts, edits)
     with torch.no_grad():
-        outputs = [Output(row, vlm) for row in batch.forward(Visit(vlm))]
+        outputs = [Output(row, vlm) for row in check_finite(vlm, batch.once_more(), batch.once_more)]
     return outputs[0] if isinstance(prompts, Prompt) else outputs
 
 
@@ -67,16 +68,16 @@ def collect(
     Only what is asked for is kept; with `wrt` all tokens of the sites are, until the gradients are there.
     """
     sites = _checked_sites(sites)
-    batch, layers = _Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
+    batch, layers = Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
     listed = (positions,) if isinstance(positions, str | int) else tuple(positions)
     if not listed:
         raise InputError("No positions are named; expected token indices or spans such as 'last'.")
-    shelf = _Shelf(batch, sites, layers, [p.positions(listed) for p in batch.prompts])
-    with eager(part(vlm.model, vlm.anatomy.family.language)) if "attention" in sites else nullcontext():
+    shelf = Shelf(batch.layout.pads, sites, layers, [p.positions(listed) for p in batch.prompts])
+    with weighing(vlm) if "attention" in sites else nullcontext():
         if wrt is None:
             with torch.no_grad():
-                logits = batch.forward(Visit(vlm, dict.fromkeys(sites, layers), shelf.put))
-            found = shelf.activations(logits)
+                logits = batch.forward(visiting(vlm, dict.fromkeys(sites, layers), shelf.put), shelf.kept)
+            found = activations(batch, shelf, check_finite(vlm, logits, batch.once_more))
         else:
             found = _with_gradients(batch, shelf, as_metric(wrt))
     return found[0] if isinstance(prompts, Prompt) else found
@@ -87,136 +88,70 @@ def generate(vlm: VLM, prompts: Prompts, edits: Sequence[Edit] = (), **options: 
 
     Edits at prompt positions act while the prompt is read; those at "answer" act on every token generated after it.
     """
-    if not edits:
-        return vlm.generate(prompts, **options)
-    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
+    if edits and (options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1):
         raise InputError("Edits go with one answer a prompt; leave num_beams and num_return_sequences at 1.")
-    return vlm.generate(prompts, through=partial(_generated, vlm, edits), **options)
+    through = {"through": partial(_generated, vlm, edits)} if edits else {}
+    guard = Guard()
+    if not vlm.remote:  # where nothing of ours runs between tokens
+        options |= {"logits_processor": [guard, *(options.get("logits_processor") or ())]}
+    try:
+        return vlm.generate(prompts, **through, **options)
+    except Exception:
+        if not guard.noticed:
+            raise
+    raise overflow(vlm, partial(vlm.generate, prompts, **through, **options))
 
 
 def _generated(vlm: VLM, edits: Sequence[Edit], prompts: Sequence[Prompt], inputs: dict, **options: Any) -> Tensor:
-    """Token ids of transformers' own `generate`, with edits at every step."""
-    batch = _Batch(vlm, list(prompts), edits, inputs)
-    prefill = batch.plan()
-    step_plan = plan_answer([edits] * len(prompts), prompts, batch.layout, range(len(prompts)), vlm.device)
+    """Token ids of transformers' own `generate`, with the same edits in every row."""
+    return generated(Batch(vlm, list(prompts), [edits] * len(prompts), inputs), **options)
+
+
+def generated(batch: Batch, **options: Any) -> Tensor:
+    """Token ids of prompts and answers by transformers' own `generate`, with a batch's edits at every step."""
+    vlm, prefill = batch.vlm, batch.plan()
+    step_plan = plan_answer(batch.edit_lists, batch.prompts, batch.layout, range(len(batch.prompts)), vlm.device)
     options |= {"num_beams": 1, "use_cache": True}  # one answer a prompt, one token a step
-    model, answers, visit = traced(vlm), [], Visit(vlm)
+    with warnings.catch_warnings(), scaled_after(vlm, prefill, step_plan):
+        warnings.filterwarnings("ignore", category=UserWarning, module="nnsight")  # that a loop over steps is ended by the model
+        return (remote.answered if vlm.remote else _answered)(vlm, prefill, step_plan, batch.inputs, options)
+
+
+def _answered(vlm: VLM, prefill: Plan, step_plan: Plan, inputs: dict, options: dict) -> Tensor:
+    model, answers, visit = traced(vlm), [], visiting(vlm)
     last = part(model, vlm.anatomy.norm)
 
     def answer(**inputs: Any) -> None:
         answers.append(vlm.model.generate(**inputs, **options))
 
-    with warnings.catch_warnings(), scaled_after(vlm, prefill, step_plan):
-        warnings.filterwarnings("ignore", category=UserWarning, module="nnsight")  # that the loop below is ended by the model
-        with model.trace(fn=answer, **inputs) as tracer:
-            for step in tracer.all():
-                visit(prefill if step == 0 else step_plan)
-                last.output  # noqa: B018 - waits for the step's end, also where its plan is empty
+    with model.trace(fn=answer, **inputs) as tracer:
+        for step in tracer.all():
+            visit(model, prefill if step == 0 else step_plan)
+            last.output  # noqa: B018 - waits for the step's end, also where its plan is empty
     return answers[0]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Prompts as one padded forward, with the same edits in every row."""
-
-    vlm: VLM
-    prompts: list[Prompt]
-    edits: Sequence[Edit]
-    inputs: dict[str, Any]
-
-    @classmethod
-    def of(cls, vlm: VLM, prompts: Prompts, edits: Sequence[Edit]) -> "_Batch":
-        prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-        if not prompts:
-            raise InputError("There are no prompts; make one with vlm.prompt(image, text).")
-        return cls(vlm, prompts, edits, vlm.placed(prompts[0].inputs if len(prompts) == 1 else vlm.batched(prompts)))
-
-    @property
-    def tokens(self) -> int:
-        """Length of the padded prompts."""
-        return self.inputs["input_ids"].shape[1]
-
-    @property
-    def layout(self) -> Rows:
-        return Rows(tuple(self.tokens - len(p) for p in self.prompts))
-
-    def plan(self) -> Plan:
-        for prompt in self.prompts:
-            check(self.edits, self.vlm.anatomy, prompt)
-        return plan_prompt([self.edits] * len(self.prompts), self.prompts, self.layout, self.tokens, self.vlm.device)
-
-    def forward(self, visit: Visit, leaf: bool = False) -> Tensor:
-        """Logits of the last tokens, [batch, vocabulary]; with `leaf`, gradients can flow from the first layer's input on."""
-        model, plan = traced(self.vlm), self.plan()
-        first = part(model, f"{self.vlm.anatomy.layers}.0")
-        with scaled_after(self.vlm, plan):
-            with model.trace(**self.inputs, **self._positions(), use_cache=False, logits_to_keep=1):
-                if leaf:
-                    first.input = first.input.detach().requires_grad_()
-                visit(plan)
-                logits = model.output.logits[:, -1].save()
-        return logits
-
-    def _positions(self) -> dict[str, Tensor]:
-        """Token numbers that do not count the padding; the Qwen families count for themselves, in three axes."""
-        if len(self.prompts) == 1 or hasattr(self.vlm.model.model, "get_rope_index"):
-            return {}
-        return {"position_ids": (self.inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
-
-
-class _Shelf:
-    """Where collected activations are put, one tensor a prompt and site, made when its first layer comes."""
-
-    def __init__(self, batch: _Batch, sites: tuple[str, ...], layers: tuple[int, ...], positions: list[tuple[int, ...]]):
-        self.batch, self.sites, self.layers, self.positions = batch, sites, layers, positions
-        self.kept: dict[tuple[int, str], Tensor] = {}
-
-    def put(self, site: str, layer: int, value: Tensor) -> None:
-        """Copy the asked positions of a layer's tensor [batch, …, token, width]."""
-        for i, (pad, positions) in enumerate(zip(self.batch.layout.pads, self.positions, strict=True)):
-            rows = torch.tensor(positions, device=value.device) + pad
-            chosen = value[i].index_select(-2, rows)[..., pad if site == "attention" else 0 :]
-            if (i, site) not in self.kept:
-                self.kept[i, site] = torch.empty(len(self.layers), *chosen.shape, dtype=value.dtype, device=value.device)
-            self.kept[i, site][self.layers.index(layer)] = chosen
-
-    def activations(self, logits: Tensor, gradients: list[Activations] | None = None) -> list[Activations]:
-        """What was put, one value a prompt."""
-        heads = self.batch.vlm.anatomy.n_heads
-        found = []
-        for i, positions in enumerate(self.positions):
-            kept = {site: self.kept[i, site] for site in self.sites}
-            if "heads" in kept:
-                kept["heads"] = kept["heads"].unflatten(-1, (heads, -1)).transpose(1, 2)
-            more = {"gradients": gradients[i]} if gradients else {}
-            found.append(Activations(self.layers, positions, logits[i].clone(), **kept, **more))
-        return found
-
-
-def _with_gradients(batch: _Batch, shelf: _Shelf, metric: Metric) -> list[Activations]:
+def _with_gradients(batch: Batch, shelf: Shelf, metric: Metric) -> list[Activations]:
     """Activations and the metric's gradients at the same places."""
-    whole: dict[tuple[str, int], Tensor] = {}
+    vlm, whole = batch.vlm, {}
     wanted = {site: set(shelf.layers) for site in shelf.sites}
     if metric.layer is not None:
-        wanted["residual"] = wanted.get("residual", set()) | set(checked_layers(batch.vlm, [metric.layer]))
+        wanted["residual"] = wanted.get("residual", set()) | set(checked_layers(vlm, [metric.layer]))
+    if vlm.remote:
+        return remote.with_gradients(batch, shelf, wanted, metric)
     with torch.enable_grad():
-        logits = batch.forward(Visit(batch.vlm, wanted, lambda site, layer, value: whole.update({(site, layer): value})), leaf=True)
-        last = logits if metric.layer is None else whole["residual", metric.layer][:, -1]
+        visit = visiting(vlm, wanted, lambda site, layer, value: whole.update({(site, layer): value}))
+        logits = batch.forward(visit, leaf=True)
+        last = check_finite(vlm, logits if metric.layer is None else whole["residual", metric.layer][:, -1], batch.once_more)
         asked = [(site, layer) for site in shelf.sites for layer in shelf.layers]
-        total = _one_each(metric, metric(last)).sum()
+        total = metric.one_each(last).sum()
         gradients = torch.autograd.grad(total, [whole[key] for key in asked], allow_unused=True, materialize_grads=True)
-    slopes = _Shelf(batch, shelf.sites, shelf.layers, shelf.positions)
+    slopes = shelf.like()
     for key, gradient in zip(asked, gradients, strict=True):
         shelf.put(*key, whole[key].detach())
         slopes.put(*key, gradient)
     logits = logits.detach()
-    return shelf.activations(logits, slopes.activations(logits))
-
-
-def _one_each(metric: Metric, values: Tensor) -> Tensor:
-    if values.ndim != 1:
-        raise InputError(f"The metric {metric.name!r} gives {list(values.shape[1:])} values a forward; a gradient needs one.")
-    return values
+    return activations(batch, shelf, logits, activations(batch, slopes, logits))
 
 
 def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:

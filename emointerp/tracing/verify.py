@@ -154,7 +154,7 @@ def _hooked_cache(vlm: VLM, prompt: Prompt) -> dict[str, Tensor]:
     handles = []
     for layer in range(vlm.anatomy.n_layers):
         for site, (module, is_input) in _modules(vlm, layer).items():
-            handles.append(_hook(module, is_input, lambda x, site=site: kept[site].append(x[0, -1].clone())))
+            handles.append(_hook(module, is_input, lambda x, site=site: kept[site].append(x[0, -1].to("cpu", copy=True))))
     try:
         logits = _forward(vlm, prompt)
     finally:

@@ -33,8 +33,10 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from emointerp.training.tokenizer import train_tokenizer
     from emointerp.world.language import vocabulary_sentences
 
-    if not (folder / "tokenizer" / "tokenizer_config.json").exists():
-        train_tokenizer(vocabulary_sentences()).save_pretrained(folder / "tokenizer")
+    if not (folder / "tokenizer").exists():
+        part = folder / ".part-tokenizer"  # several files, which appear together
+        train_tokenizer(vocabulary_sentences()).save_pretrained(part)
+        part.rename(folder / "tokenizer")
     return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from emointerp.files import alone, whole
 from emointerp.world.canvas import SIZE
 from emointerp.world.splits import Example, training_example
 
@@ -35,7 +36,11 @@ def _render(job: tuple[Path, int, int, int]) -> int:
 
 def pictures(n: int, folder: Path, seed: int = 0, processes: int = 2) -> np.ndarray:
     """uint8 [n, 128, 128, 3], memory-mapped; rendered on the first call, and continued if that call was cut off."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, f"pictures-{n}-{seed}"):
+        return _pictures(n, folder, seed, processes)
+
+
+def _pictures(n: int, folder: Path, seed: int, processes: int) -> np.ndarray:
     path, done_path = folder / f"pictures-{n}-{seed}.npy", folder / f"pictures-{n}-{seed}.done.json"
     done = set(json.loads(done_path.read_text())) if done_path.exists() and path.exists() else set()
     if not done:
@@ -44,7 +49,8 @@ def pictures(n: int, folder: Path, seed: int = 0, processes: int = 2) -> np.ndar
     with get_context("spawn").Pool(processes) as pool:
         for first in tqdm(pool.imap_unordered(_render, jobs), total=len(jobs), desc="pictures", mininterval=10):
             done.add(first)
-            done_path.write_text(json.dumps(sorted(done)))
+            with whole(done_path) as part:
+                part.write_text(json.dumps(sorted(done)))
     return np.load(path, mmap_mode="r")
 
 

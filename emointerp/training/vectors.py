@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import SiglipVisionModel
 
+from emointerp.files import alone, whole
 from emointerp.training.data import pictures
 
 PER_PICTURE = 8  # patches kept of each picture, drawn at random
@@ -22,10 +23,15 @@ def vectors(tower: SiglipVisionModel, n: int, folder: Path, seed: int = 0) -> di
     Made on the first call, and continued if that call was cut off; made anew where the folder's are another tower's.
     """
     board = pictures(n, folder, seed)
+    with alone(folder, f"vectors-{n}-{seed}"):
+        return _vectors(tower, board, n, folder, seed)
+
+
+def _vectors(tower: SiglipVisionModel, board: np.ndarray, n: int, folder: Path, seed: int) -> dict[str, np.ndarray]:
     files = {reads: folder / f"{reads}-{n}-{seed}.npy" for reads in ("pooled", "patches")}
     done_path, d = folder / f"vectors-{n}-{seed}.done.json", tower.config.hidden_size
-    mine, whole = fingerprint(tower), done_path.exists() and all(f.exists() for f in files.values())
-    kept = json.loads(done_path.read_text()) if whole else {}
+    mine, begun = fingerprint(tower), done_path.exists() and all(f.exists() for f in files.values())
+    kept = json.loads(done_path.read_text()) if begun else {}
     done = kept["done"] if kept.get("tower") == mine else 0
     if not done:
         np.lib.format.open_memmap(files["pooled"], "w+", np.float32, (n, d)).flush()
@@ -37,7 +43,8 @@ def vectors(tower: SiglipVisionModel, n: int, folder: Path, seed: int = 0) -> di
         out["pooled"][first:last], out["patches"][first * PER_PICTURE : last * PER_PICTURE] = pooled, patches
         for some in out.values():
             some.flush()
-        done_path.write_text(json.dumps({"done": last, "tower": mine}))
+        with whole(done_path) as part:
+            part.write_text(json.dumps({"done": last, "tower": mine}))
     return {reads: np.load(file, mmap_mode="r") for reads, file in files.items()}
 
 

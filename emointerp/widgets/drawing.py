@@ -17,7 +17,7 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from emointerp.emotions import EmotionWord
-from emointerp.plots import COLORS, GRAY, INK, ORANGE, ShownFigure, new_figure
+from emointerp.plots import COLORS, GRAY, INK, ORANGE, ShownFigure, drawable, new_figure
 from emointerp.widgets.tinted import RAMP, tint
 from emointerp.widgets.token_strip import Chip
 
@@ -54,6 +54,7 @@ class Sheet:
         weight: str = "normal",
     ) -> float:
         """Text in lines of at most `width`, `marks` on their emotions' colours; gives where it ends below."""
+        text = drawable(text)
         self._said.append(text)
         for line in _lines(_pieces(text, marks), self.width - x if width is None else width, size, weight):
             middle = y + 0.5 * LEADING * size

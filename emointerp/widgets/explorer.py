@@ -104,7 +104,7 @@ class Explorer(anywidget.AnyWidget):
         }
         file = Path(file)
         try:
-            file.write_text(page(data, self.title or "Emotion explorer"), encoding="utf-8")
+            file.write_text(page(data, self.title or "Emotion explorer"), encoding="utf-8", errors="replace")
         except OSError as error:
             raise OutputError(f"The page cannot be written to {file}: {error}. Choose a file in a folder that exists.") from None
         return file

@@ -197,6 +197,6 @@ def _writable(file: Path) -> Path:
 def _write(file: Path, text: str) -> None:
     try:
         with whole(file) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"The page cannot be written to {file}: {error}. Choose a file in a folder that exists.") from None

@@ -5,15 +5,12 @@ Nothing is fetched or loaded here: sizes come from configurations, of known mode
 
 import json
 from html import escape
-from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
-from transformers import AutoConfig, PreTrainedConfig
 
-from emointerp.errors import InputError
-from emointerp.models import BUNDLED, WEIGHTS, Budget, expect
-from emointerp.models.budget import CONFIGS, GPUS, USABLE, VISUAL
+from emointerp.models import BUNDLED, Budget
+from emointerp.models.budget import CONFIGS, GPUS, USABLE, named
 from emointerp.plots import BLUE, ORANGE, PALE, ShownFigure, new_figure
 from emointerp.widgets.panel import Panel, arranged
 
@@ -23,30 +20,8 @@ TIMES = {"prompt": "read a prompt", "story": "tell a story", "head_map": "map of
 
 
 def budget(model: str, bits: int = 16) -> Budget:
-    """What a model takes, by its name: bundled, one of `models.budget.CONFIGS`, a folder, or an id that the hub's cache holds.
-
-    Of the last two the configuration is read, never the weights, and nothing is fetched. Raises an InputError where there is none.
-    """
-    packed = None if bits == 16 else bits
-    if model in CONFIGS:
-        return expect(model, bits=packed)
-    config = _configuration(model)
-    visual = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None) or VISUAL
-    if model in BUNDLED:
-        return expect(config, visual=visual, dtype="float32")
-    return expect(config, visual=visual, bits=packed)
-
-
-def _configuration(model: str) -> PreTrainedConfig:
-    folder = WEIGHTS / model if model in BUNDLED else Path(model).expanduser()
-    try:
-        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else model, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        fetched = f"transformers.AutoConfig.from_pretrained({model!r})"
-        raise InputError(
-            f"No model's configuration is found under {model!r}: it is no folder with a config.json, and no id in the hub's "
-            f"cache. With a network, ei.models.expect({fetched}, visual={VISUAL}) fetches some kilobytes and no weights."
-        ) from error
+    """What a model takes, by its name (`models.budget.named`); nothing is fetched, and an InputError says what is not known."""
+    return named(model, None if bits == 16 else bits)
 
 
 def line(model: str, bits: int = 16) -> str:

@@ -1,14 +1,12 @@
 """Panel of chapter 00: type an event, pick a picture (or bring one), read the answer beside that of the neutral twin."""
 
-import io
 from functools import lru_cache
 
 import ipywidgets as widgets
-from PIL import Image, UnidentifiedImageError
 
 from emointerp.emotions import BASIC
-from emointerp.errors import InputError
 from emointerp.models import VLM
+from emointerp.models.images import uploaded
 from emointerp.plots import ShownFigure
 from emointerp.start_here import EVENT, TWIN, Reading, Telling, read
 from emointerp.widgets.drawing import FAINT, Sheet
@@ -68,7 +66,7 @@ def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
 
     @lru_cache(maxsize=64)
     def reading(picture: str, intensity: float, own: tuple, event: str) -> Reading:
-        return read(vlm, _uploaded(own) if own else with_intensity(scenes[picture], intensity), event)
+        return read(vlm, uploaded(*own[0]) if own else with_intensity(scenes[picture], intensity), event)
 
     return Panel(
         controls,
@@ -77,10 +75,3 @@ def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
         draw=lambda **values: draw(reading(**values)),
         overrides={"own": ("picture", "intensity")},
     )
-
-
-def _uploaded(own: tuple) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(own[0][1]))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{own[0][0]} is not a picture that Pillow can read; upload a PNG, JPEG, GIF or WebP file.") from error

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
-from timing import MIB, alternating, peak_mib
+from timing import MIB, in_turns, peak_mib, ratio_bounds
 
 OURS = "ours"
 Numbers = dict[Any, Any]  # what a road found: a tensor, or a text, by a name that all roads use
@@ -44,9 +45,9 @@ class Section:
 
 
 def measured(name: str, subject: Any, case: Case, **rounds: Any) -> list[dict[str, Any]]:
-    """The rows of one case on one subject; `rounds` go to `alternating`."""
+    """The rows of one case on one subject; `rounds` go to `in_turns`."""
     found, others = case.ours(), {peer: road.run() for peer, road in case.peers.items()}  # a warm-up too
-    seconds = alternating({OURS: case.ours} | {peer: road.run for peer, road in case.peers.items()}, **rounds)
+    seconds = in_turns({OURS: case.ours} | {peer: road.run for peer, road in case.peers.items()}, **rounds)
     apart = {peer: difference(found, numbers) for peer, numbers in others.items()}
     del found, others  # they would be reckoned to what was there before
     peaks = {OURS: peak_mib(case.afresh or case.ours)}
@@ -56,14 +57,18 @@ def measured(name: str, subject: Any, case: Case, **rounds: Any) -> list[dict[st
 
 def _row(name: str, subject: Any, case: Case, peer: str, seconds: dict, apart: float, peaks: dict) -> dict[str, Any]:
     timed = case.peers[peer].timed
-    theirs = seconds[peer] * case.cells / timed
+    ours, theirs = median(seconds[OURS]), median(seconds[peer]) * case.cells / timed
+    low, high = (case.cells / timed * bound for bound in ratio_bounds(seconds[peer], seconds[OURS]))
     return {
         "name": name,
         "model": subject.name,
-        "ours s": seconds[OURS],
+        "ours s": ours,
         "peer": peer,
         "peer s": theirs,
-        "ratio": theirs / seconds[OURS],
+        "ratio": theirs / ours,
+        "ratio low": low,
+        "ratio high": high,
+        "rounds": len(seconds[OURS]),
         "difference": apart,
         "cells timed": f"{timed} of {case.cells}",
         "peak MiB": peaks[OURS],
@@ -87,6 +92,8 @@ def _apart(a: Any, b: Any) -> float:
 def shown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
     memory = ["peak MiB", "peer MiB", "budget MiB"]
-    formats: dict[str, Callable[[Any], str]] = {name: "{:.3g}".format for name in ("ours s", "peer s", "ratio")}
+    formats: dict[str, Callable[[Any], str]] = {
+        name: "{:.3g}".format for name in ("ours s", "peer s", "ratio", "ratio low", "ratio high")
+    }
     formats |= {"difference": "{:.0e}".format} | dict.fromkeys(memory, "{:.0f}".format)
     return pd.DataFrame(rows).astype(dict.fromkeys(memory, float)).to_string(index=False, formatters=formats, na_rep="")

@@ -34,7 +34,10 @@ from emointerp.sae import Codes
 D_HIDDEN, K, BATCH = 65_536, 128, 64
 DRAWS = 2 * K  # features drawn for a picture, of which the first K that differ are its own
 SLOPE, FLAT = 0.8, 1.0  # feature r is drawn with a probability like (r + FLAT) ** -SLOPE
-SETTINGS = Settings("nowhere", {"probe": []}, {"fingerprint": "synthetic", "d_hidden": D_HIDDEN, "k": K, "reads": "pooled"}, {})
+TOWER = {"name": "none", "width": 0, "probe": []}
+SETTINGS = Settings(
+    "nowhere", TOWER, {"name": "none", "fingerprint": "synthetic", "d_hidden": D_HIDDEN, "k": K, "reads": "pooled"}, {}
+)
 
 
 def synthetic(images: int, seed: int = 0) -> Iterator[pa.Table]:
@@ -175,7 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     for part, numbers in figures.items():
         print(f"{part}\n" + "\n".join(f"  {name:38} {value:12,.1f}" for name, value in numbers.items()))
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+        rows = [
+            {"part": part, "what": name, "value": value} for part, numbers in figures.items() for name, value in numbers.items()
+        ]
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

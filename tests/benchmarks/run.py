@@ -5,13 +5,16 @@ SmoothGrad beside Captum and the loop; a gallery beside a scan in memory.
 
     python tests/benchmarks/run.py [--only NAME ...] [--model NAME ...] [--seconds N] [--pairs N] [--json FILE]
     python tests/benchmarks/run.py --panels [NAME ...] [--json FILE]
+    python tests/benchmarks/run.py --report [SECTION ...] | --take SECTION FILE | --check
 
 A row a case and peer: median seconds of ours and of the peer's, in turns within one run; `ratio`, how many times as long the peer
-takes; `difference`, the largest absolute difference of their numbers (for texts, 1 if any differs); `cells timed`, where a loop
-was timed on a sample and scaled; `peak MiB` and `peer MiB`, what ours and (in some cases) the peer took beside what was in memory
-before; `budget MiB`, what ours was allowed.
+takes, with its 95% bootstrap interval over the `rounds`; `difference`, the largest absolute difference of their numbers (for texts,
+1 if any differs); `cells timed`, where a loop was timed on a sample and scaled; `peak MiB` and `peer MiB`, what ours and (in some
+cases) the peer took beside what was in memory before; `budget MiB`, what ours was allowed.
 
-With --panels: how long the notebooks' panels take to answer, in milliseconds (`panels.py`).
+With --panels: how long the notebooks' panels take to answer, in milliseconds (`panels.py`). With --report: the sections named are
+measured, or with `all` those without a result of this code, and docs/benchmarks.md is written from all results that are kept.
+--take keeps what a section's command wrote elsewhere; with --check page and README are compared with the results (`report.py`).
 """
 
 import argparse
@@ -23,6 +26,7 @@ from typing import Any
 import cases
 import gallery
 import panels
+import report
 import sae_cases
 import saliency_cases
 from case import Section, measured, shown
@@ -51,8 +55,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--panels", nargs="*", choices=every, metavar="NAME", help=f"time panels: {', '.join(every)}; by default all"
     )
+    sections = [*report.SECTIONS, "all"]
+    parser.add_argument("--report", nargs="*", choices=sections, metavar="SECTION", help=f"write the report: {', '.join(sections)}")
+    parser.add_argument("--take", nargs=2, metavar=("SECTION", "FILE"), help="keep rows that a section's command wrote to a file")
+    parser.add_argument("--check", action="store_true", help="compare the report and the README with the results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     given = parser.parse_args(arguments)
+    if given.check:
+        return report.check()
+    if given.take:
+        return report.take(*given.take)
+    if given.report is not None:
+        return report.main(given.report)
     if given.panels is not None:
         return panels.main(given.panels, given.json)
     rows = [row for section in SECTIONS for row in _rows(section, given)]

@@ -12,11 +12,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 MIB = 2**20
 
 
-def alternating(runs: dict[str, Callable[[], Any]], least: int = 3, most: int = 25, seconds: float = 5.0) -> dict[str, float]:
-    """Median seconds of each run over rounds of all; more than `least` rounds while less than `seconds` have gone by."""
+def in_turns(runs: dict[str, Callable[[], Any]], least: int = 3, most: int = 25, seconds: float = 5.0) -> dict[str, list[float]]:
+    """Seconds of each run in rounds of all; more than `least` rounds while less than `seconds` have gone by."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     opened = perf_counter()
     for done in range(most):
@@ -26,7 +28,20 @@ def alternating(runs: dict[str, Callable[[], Any]], least: int = 3, most: int = 
             start = perf_counter()
             run()
             taken[name].append(perf_counter() - start)
-    return {name: median(times) for name, times in taken.items()}
+    return taken
+
+
+def alternating(runs: dict[str, Callable[[], Any]], **rounds: Any) -> dict[str, float]:
+    """Median seconds of each run; `rounds` as in `in_turns`."""
+    return {name: median(times) for name, times in in_turns(runs, **rounds).items()}
+
+
+def ratio_bounds(above: list[float], below: list[float], resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of the ratio of two medians, rounds drawn together; of three, about the least and the largest."""
+    drawn = np.random.default_rng(0).integers(len(above), size=(resamples, len(above)))
+    ratios = np.median(np.array(above)[drawn], axis=1) / np.median(np.array(below)[drawn], axis=1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def peak_mib(run: Callable[[], Any]) -> float | None:

@@ -1,0 +1,125 @@
+"""Step 5: the road from the picture (V) by the query (Q) to the last token (L): saliency, cuts, and transplants by stage."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emointerp.flow import DIRECTIONS, HITS, Flow, Knockouts, Patching, information_flow, knockouts, patching
+from emointerp.pairs import Pair
+from emointerp.reproduce.kept import Result
+from emointerp.reproduce.sizes import stages
+from emointerp.reproduce.task import Task, or_why, rate
+from emointerp.statistics import Interval
+from emointerp.tour.chapter import Chapter, figure_html, muted, points, table_html
+
+NAME, TITLE = "flow", "Information flow"
+NEEDS = ("vectors", "layers")
+WINDOW = 3  # layers of a cut
+
+
+def measure(task: Task) -> Result:
+    """All on test pairs: saliency of attention, cuts by window and in all layers, transplants by stage (hit rate) and by layer."""
+    vlm, n = task.vlm, task.vlm.anatomy.n_layers
+    singles, runs = {i: (i,) for i in range(n)}, stages(n)
+    told = {"stages": runs, "max_new_tokens": task.sizes.tokens, "progress": False}
+    made = {
+        "saliency": lambda some: information_flow(vlm, some, progress=False).table,
+        "windows": lambda some: knockouts(vlm, some, "mass", width=min(WINDOW, n), progress=False).table,
+        "cut": lambda some: knockouts(vlm, some, "mass", width=n, progress=False).table,
+        "stages": lambda some: patching(vlm, some, HITS, **told).table,
+        "layers": lambda some: patching(vlm, some, stages=singles, progress=False).table,
+    }
+    pairs = task.known("test", task.sizes.flow)
+    tables, why = {}, {}
+    for name, make in made.items():
+        table, said = or_why(lambda name=name, make=make: _parts(task, name, pairs, make))
+        tables, why = tables | ({} if said else {name: table}), why | ({name: said} if said else {})
+    return Result(tables, facts={"left out": why})
+
+
+def _parts(task: Task, name: str, pairs: Sequence[Pair], make: Any) -> pd.DataFrame:
+    return task.parts.table(name, pairs, make)
+
+
+def chapter(task: Task, result: Result) -> Chapter:
+    """Each analysis that this model and these pairs allow, and why the others are not here."""
+    t, blocks, results, summary = result.tables, [], {}, []
+    if "saliency" in t:
+        flow = Flow(t["saliency"])
+        blocks.append(("Saliency of attention", figure_html(flow.plot(), "Saliency by road and layer") + muted(_SALIENCY)))
+        shares = _road_shares(flow)
+        results["saliency"] = shares
+        summary.append(f"Of all saliency of attention {_spoken(shares)}.")
+    if "cut" in t:
+        falls = Knockouts(t["cut"], "mass").to_frame().droplevel("centre")
+        results["cut"] = falls.fall.to_dict()
+        told = "; ".join(f"{road} {points(fall, lost=True)}" for road, fall in falls.fall.items())
+        summary.append(f"Cut in all layers, a road takes this much probability from the words of the pictured emotion: {told}.")
+    if "windows" in t:
+        cut = Knockouts(t["windows"], "mass")
+        blocks.append((f"Cut in {_width(cut)} layers at a time", figure_html(cut.plot(), "Fall by window, a panel a road")))
+    if "stages" in t:
+        told = Patching(t["stages"], HITS)
+        blocks.append(("Transplants by stage, hit rate of the story", table_html(_stage_rows(told)) + muted(_STAGES)))
+        results["stages"] = {" / ".join(key): interval for key, interval in _changes(told).items()}
+    if "layers" in t:
+        blocks.append(("Transplants layer by layer", _by_layer(Patching(t["layers"], "log mass"), results)))
+    summary += [f"Left out, {name}: {why}" for name, why in result.facts["left out"].items()]
+    return Chapter(NAME, TITLE, tuple(summary), tuple(blocks), results, found={})
+
+
+def _width(cut: Knockouts) -> int:
+    return int((cut.table.stop - cut.table.start).iloc[0]) + 1
+
+
+def _road_shares(flow: Flow) -> dict[str, Any]:
+    """Each road's part of the saliency of the emotional pictures, mean over layers."""
+    frame = flow.to_frame()["share"].loc["emotional"].map(lambda i: i.mean)
+    return {road: float(some.mean()) for road, some in frame.groupby(level="road", sort=False)}
+
+
+def _spoken(shares: dict[str, float]) -> str:
+    return ", ".join(f"{share:.0%} is on {road}" for road, share in shares.items())
+
+
+def _stage_rows(told: Patching) -> pd.DataFrame:
+    """A row a direction and stage, a column a span: the change of the hit rate."""
+    found = _changes(told)
+    return pd.DataFrame(
+        [
+            {"transplant": DIRECTIONS[direction], "stage": stage}
+            | {span: points(found[direction, span, stage]) for span in told.table.span.unique()}
+            for direction in told.table.direction.unique()
+            for stage in told.table.stage.unique()
+        ]
+    )
+
+
+def _changes(told: Patching) -> dict[tuple[str, str, str], Interval]:
+    """The change of the hit rate by direction, span and stage; where no story changed, what that leaves open (rule of three)."""
+    moved = told.table.assign(moved=told.table.value - told.table.receiver)
+    groups = moved.groupby(["direction", "span", "stage"], sort=False).moved
+    return {key: rate(some, signed=True) for key, some in groups}
+
+
+def _by_layer(patched: Patching, results: dict[str, Any]) -> str:
+    """The figure, and where the curves change their level, where there are layers and pairs enough to say."""
+    changes, why = or_why(lambda: {d: patched.change_points(d) for d in DIRECTIONS})
+    figure = figure_html(patched.plot(changes or None), "Share of the gap closed, by layer and span")
+    if why or not np.isfinite(patched.curves()).all():
+        return figure + muted(f"Where stages change was not looked for. {escape(why)}")
+    results["changes"] = {d: str(found) for d, found in changes.items()}
+    return figure + muted(" ".join(f"{d.capitalize()}: {found}" for d, found in changes.items()))
+
+
+_SALIENCY = (
+    "|sum over heads of A · dLoss/dA|, mean over a road's edges: what a small change would do, not what is needed. Dashed: text to "
+    "text, the control."
+)
+_STAGES = (
+    "Change of the hit rate of the story, in points, when the residual stream of V, Q or L is put from one side's run into the "
+    "other's after every layer of a stage. The stages are those of the digest, as parts of this model's depth."
+)

@@ -1,0 +1,579 @@
+"""One command for a paper: every step on a tiny random model, stopped and killed at random moments, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_mer_unibench
+import tiny_families
+import torch
+from safetensors.torch import load_file
+
+from emointerp import reproduce
+from emointerp.cli import main
+from emointerp.emotions import BASIC, hit_rate, words_for
+from emointerp.errors import EmointerpError, InputError, OutputError
+from emointerp.evaluation.items import CONFLICT
+from emointerp.evaluation.mer_unibench import SETS
+from emointerp.heads.check import _Kept
+from emointerp.pairs import TABLE, Pair, fingerprint, save_pairs, world_pairs
+from emointerp.reproduce import kept, mending, roads, runner
+from emointerp.reproduce.claims import comparison, digest
+from emointerp.reproduce.kept import STAMP, Parts, Result, Steps, from_parquet
+from emointerp.reproduce.layers import _chosen, stage_gains
+from emointerp.reproduce.material import ROLES, WORLD, Material, from_table
+from emointerp.reproduce.runner import Walk
+from emointerp.reproduce.sizes import Sizes, stages, work
+from emointerp.reproduce.task import Task
+from emointerp.statistics import Interval
+from emointerp.steering import Steering
+from emointerp.tour.chapter import Chapter, left_out
+
+FAMILY = "llava_clip"
+TWO = ("joy", "fear")
+N = {"direction": 4, "selection": 4, "tuning": 2, "test": 4}
+TINIEST = Sizes(
+    "tiniest", N, layers=3, alphas=(1.0,), draws=1, swept=4, flow=2, heads=4, sets=3, neurons=3, betas=(1.0, 4.0),
+    gammas=(1.0, 2.0), tuned=False, items=6, seeds=2, cases=2, tokens=6,
+)  # fmt: skip
+WORDS = {emotion: words_for(emotion) for emotion in BASIC} | {"joy": ("church",), "disgust": ("teacher",)}
+NAMES = [step.NAME for step in reproduce.STEPS]
+NOT_COMPARED = {"seconds"}  # of an answer: how long it took
+
+
+def write_pairs(folder):
+    """Two emotions, four splits; an event with HTML in it."""
+    pairs = [pair for role in ROLES for pair in world_pairs(role, N[role], emotions=TWO)]
+    save_pairs([replace(pairs[0], event="I found a <b>letter</b> on my own table."), *pairs[1:]], folder)
+    return folder
+
+
+def counted(monkeypatch, stop=None, at=-1):
+    """`stop()` after the `at`-th thing that is kept: a part, or a step."""
+    count = iter(range(10_000))
+    for owner, name in ((Parts, "once"), (Steps, "write")):
+        original = getattr(owner, name)
+
+        def wrapped(*args, original=original):
+            found = original(*args)
+            if next(count) == at:
+                stop()
+            return found
+
+        monkeypatch.setattr(owner, name, wrapped)
+    return count
+
+
+def smaller(patch):
+    """Words for all emotions in the few that these tokenizers know, parts of two pairs, one drawn set."""
+    patch.setattr("emointerp.lens.words_for", WORDS.__getitem__)
+    patch.setattr("emointerp.tour.chapter.data_uri", lambda figure: "data:,")  # to write figures out would take longest
+    patch.setattr(kept, "AT_ONCE", 2)
+    patch.setattr(mending, "ASKED", (CONFLICT,))
+
+
+@pytest.fixture(scope="module")
+def words():
+    with pytest.MonkeyPatch.context() as patch:
+        smaller(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def counted_run(tmp_path_factory, words):
+    """A run that nothing stops: its pairs, its folder, and how often it keeps something."""
+    root = tmp_path_factory.mktemp("reproduce")
+    pairs = write_pairs(root / "<img src=x onerror=alert(1)>")
+    with pytest.MonkeyPatch.context() as patch:
+        count = counted(patch)
+        again(pairs, root / "out")
+    return pairs, root / "out", next(count)
+
+
+@pytest.fixture(scope="module")
+def whole_run(counted_run):
+    """Its pairs and its folder."""
+    return counted_run[:2]
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Nothing is drawn."""
+    monkeypatch.setattr(runner, "_chapter", lambda task, step, *rest: left_out(step.NAME, step.TITLE, "not drawn"))
+
+
+def again(pairs, out, **options):
+    return reproduce.run(tiny_families.vlm(FAMILY), pairs, out=out, **{"size": TINIEST} | options)
+
+
+def content(out):
+    """All that the steps of a folder hold, but for how long things took."""
+    found = {}
+    for place in sorted((out / "steps").iterdir()):
+        assert not list(place.glob("parts-*")), "parts of a finished step are left"
+        stamp = json.loads((place / STAMP).read_text())
+        for name in stamp["files"]:
+            found[place.name, name] = place / name
+    return found
+
+
+def assert_equal(one, other):
+    a, b = content(one), content(other)
+    assert a.keys() == b.keys() and len({step for step, _ in a}) == len(NAMES)
+    for key, file in a.items():
+        if file.suffix == ".parquet":
+            x, y = (from_parquet(f).drop(columns=NOT_COMPARED, errors="ignore") for f in (file, b[key]))
+            pd.testing.assert_frame_equal(x, y, check_exact=True, obj=str(key))
+        elif file.suffix == ".safetensors":
+            x, y = load_file(file), load_file(b[key])
+            assert x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x), key
+        else:
+            assert file.read_text() == b[key].read_text(), key
+
+
+# what a run finds
+
+
+def test_every_step_runs_and_is_kept_with_its_stamp(whole_run):
+    _, out = whole_run
+    results = json.loads((out / "results.json").read_text())
+    assert results["chapters"] == dict.fromkeys(NAMES, "ran")
+    places = sorted(p.name for p in (out / "steps").iterdir())
+    assert places == [f"{i:02}-{name}" for i, name in enumerate(NAMES, 1)]
+    stamp = json.loads((out / "steps" / "06-heads" / STAMP).read_text())
+    assert set(stamp["stands on"]["upstream"]) == {"vectors", "layers"} and stamp["stands on"]["pairs"]["n"] == sum(N.values())
+    assert len(stamp["stands on"]["model"]["weights"]) == 64 and stamp["stands on"]["sizes"]["name"] == "tiniest"
+
+
+def test_directions_are_means_of_differences_of_pairs_that_pass(whole_run):
+    _, out = whole_run
+    place = out / "steps" / "02-vectors"
+    tensors, stories = load_file(place / "tensors.safetensors"), pd.read_parquet(place / "stories.parquet")
+    facts = json.loads((place / "facts.json").read_text())["facts"]
+    mine = stories[stories.side == "emotional"]
+    assert [hit_rate(row.story, row.emotion) for row in mine.itertuples()] == mine.hit.tolist()
+    kept_pairs = mine.hit > 0.5 if facts["tau"] > 0 else mine.hit >= 0
+    for emotion, vector in zip(facts["emotions"], tensors["vectors"], strict=True):
+        rows = np.flatnonzero((mine.emotion == emotion) & kept_pairs)
+        torch.testing.assert_close(vector, tensors["differences"][rows].mean(0))
+
+
+def test_methods_answer_both_sides_of_the_readers_pairs_with_every_seed(whole_run):
+    pairs, out = whole_run
+    table = from_parquet(out / "steps" / "08-veena" / "answers.parquet")
+    own = table[table.set == mending.OWN]
+    test = [row for row in from_table(pairs).pairs if row.split == "test"]
+    assert own[(own.method == "none") & (own.seed == 0)].gold.tolist() == [p.emotion for p in from_table(pairs).of("test")]
+    assert len(own) == own.method.nunique() * 2 * len(test)
+    assert {"none", "emotion prompt", "VEENA", "steering", "vaf", "pai", "vcd"} <= {*own.method, *own.method.str.lower()} | {
+        "VEENA"
+    }
+
+
+def test_the_page_is_escaped_and_shows_the_digest_beside_what_was_found(whole_run):
+    _, out = whole_run
+    page, claims = (out / "index.html").read_text(), pd.read_csv(out / "digest.csv")
+    assert "<img src=x" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "<b>letter</b>" not in page and "http:" not in page and "https:" not in page and "<script" not in page
+    assert "The paper says (unverified digest)" in page and "Traceback" not in page
+    assert claims.says.str.contains("48.9%").sum() == 1 and "48.9%" in page
+    assert all(f'id="{name}"' in page for name in NAMES)
+    measured = claims[claims.comparable.notna()]
+    assert len(measured) >= 15 and measured.comparable.str.startswith("no: ").all()
+
+
+def test_a_second_run_measures_nothing_and_makes_the_same_page(whole_run, monkeypatch):
+    pairs, out = whole_run
+    before, page = content(out), (out / "index.html").read_text()
+    for step in reproduce.STEPS:
+        monkeypatch.setattr(step, "measure", lambda task: pytest.fail("measured again"))
+    again(pairs, out)
+    assert content(out) == before and (out / "index.html").read_text() == page
+
+
+# stopped, killed, damaged
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_stopped_at_two_random_moments_it_ends_with_the_same(counted_run, no_page, tmp_path, monkeypatch):
+    pairs, out, total = counted_run
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    for at in (moments := [int(rng.integers(1, total // 2)), int(rng.integers(1, total // 4))]):
+        with monkeypatch.context() as patch:
+            counted(patch, interrupted, at)
+            with pytest.raises(KeyboardInterrupt):
+                again(pairs, tmp_path / "out")
+        assert not (tmp_path / "out" / "index.html").exists(), moments
+    again(pairs, tmp_path / "out")
+    assert_equal(out, tmp_path / "out")
+
+
+def test_killed_at_a_random_moment_it_ends_with_the_same(counted_run, no_page, tmp_path):
+    pairs, out, total = counted_run
+    at = str(np.random.default_rng(int.from_bytes(os.urandom(4))).integers(total // 4, total))
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import test_reproduce as t; t.command()"
+    asked = [sys.executable, "-c", code, str(Path(__file__).parent), str(pairs), str(tmp_path / "out"), at]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again(pairs, tmp_path / "out")
+    assert_equal(out, tmp_path / "out")
+
+
+def command():
+    """A run in a process of its own that kills itself after so many parts and steps were kept."""
+    pairs, out, at = sys.argv[1:]
+    with pytest.MonkeyPatch.context() as patch:
+        smaller(patch)
+        counted(patch, lambda: os.kill(os.getpid(), signal.SIGKILL), int(at))
+        again(Path(pairs), Path(out))
+
+
+@pytest.fixture
+def copied(whole_run, tmp_path):
+    """The finished run once more, to be damaged."""
+    import shutil
+
+    shutil.copytree(whole_run[1], tmp_path / "copy")
+    return whole_run[0], tmp_path / "copy"
+
+
+def test_only_what_is_damaged_is_done_again(copied, no_page, monkeypatch):
+    pairs, out = copied
+    file, done = out / "steps" / "04-lens" / "read.parquet", []
+    file.write_bytes(file.read_bytes()[:-7])
+    (out / "steps" / "05-flow" / STAMP).unlink()
+    for step in reproduce.STEPS:
+        original = step.measure
+        monkeypatch.setattr(step, "measure", lambda task, original=original, name=step.NAME: done.append(name) or original(task))
+    with pytest.warns(UserWarning, match="04-lens: read.parquet changed or gone; this step is done again"):
+        again(pairs, out)
+    assert done == ["lens", "flow"]
+
+
+def test_a_step_done_again_with_other_numbers_takes_those_that_stand_on_it_along(copied):
+    pairs, out = copied
+    steps = Steps(out / "steps")
+    walk = Walk(Task(tiny_families.vlm(FAMILY), from_table(pairs), TINIEST), steps)
+    found, by_name = {}, {step.NAME: step for step in reproduce.STEPS}
+    for name in ("pairs", "vectors", "layers"):
+        found[name] = walk.kept(by_name[name], found)
+    assert walk.kept(by_name["heads"], found) is not None
+    stamp = steps.stamp("03-layers")
+    other = replace(found["layers"], facts=dict(found["layers"].facts) | {"l_emo": 0, "alpha": 9.0})
+    steps.write("03-layers", stamp["stands on"], other, 0.0)
+    assert walk.kept(by_name["heads"], found) is None and walk.kept(by_name["vectors"], found) is not None
+
+
+def test_an_error_in_a_step_leaves_the_others_and_is_mended_by_the_next_run(copied, monkeypatch):
+    pairs, out = copied
+    (out / "steps" / "05-flow" / STAMP).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(roads, "measure", lambda task: 1 / 0)
+        with pytest.raises(EmointerpError, match=r"Stopped by an error: Information flow \(ZeroDivisionError: .*What others found"):
+            again(pairs, out)
+    states = json.loads((out / "results.json").read_text())["chapters"]
+    assert states == dict.fromkeys(NAMES, "ran") | {"flow": "stopped"} and "stopped by an error" in (out / "index.html").read_text()
+    again(pairs, out)
+    assert json.loads((out / "results.json").read_text())["chapters"]["flow"] == "ran"
+
+
+def test_a_function_check_killed_as_it_begins_or_goes_on_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    """Before, the settings went into an emptied file: killed there, the next run found no settings and refused to go on."""
+    file, settings = tmp_path / "check.jsonl", {"seed": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda *args, **kwargs: interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            _Kept(file, settings)
+    assert not file.exists()
+    _Kept(file, settings).add({"value": [1.0]})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *args: interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            _Kept(file, settings)
+    assert _Kept(file, settings).rows == [{"value": [1.0]}]
+
+
+# whose folder it is
+
+
+def test_a_folder_of_another_run_is_left_alone_and_with_force_done_again(copied, tmp_path):
+    pairs, out = copied
+    before = content(out)
+    other = tmp_path / "pairs"
+    save_pairs([replace(pair, event="I counted the same seven buttons twice.") for pair in from_table(pairs).pairs], other)
+    with pytest.raises(OutputError, match=r"another run: of 14 other pairs than the 14 that came\. Nothing was .*add --force"):
+        again(other, out)
+    with pytest.raises(OutputError, match="of size tiniest, and this is quick"):
+        again(pairs, out, size="quick")
+    with pytest.raises(OutputError, match="another run: of the model llava with other weights, prompts or precision"):
+        reproduce.run(tiny_families.vlm("llava_siglip"), pairs, out=out, size=TINIEST)
+    assert content(out) == before
+    again(other, out, force=True, only=["pairs"])
+    states = json.loads((out / "results.json").read_text())["chapters"]
+    assert states == {"pairs": "ran"} | dict.fromkeys(NAMES[1:], "left out")
+
+
+def test_folders_that_cannot_be_used(tmp_path, whole_run):
+    pairs, _ = whole_run
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file is a file; --out expects a folder"):
+        again(pairs, tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="mine is not empty and holds no reproduction; nothing was written"):
+        again(pairs, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    with pytest.raises(OutputError, match="run.json is damaged or of something else"):
+        again(pairs, tmp_path / "mine")
+
+
+def test_what_is_asked_for_and_does_not_exist(tmp_path, whole_run):
+    pairs, _ = whole_run
+    with pytest.raises(InputError, match=r"No table of pairs at .*nowhere"):
+        again(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match="There is no step 'head'; there are pairs, vectors, layers, lens, flow, heads"):
+        again(pairs, tmp_path / "out", only=["head"])
+    with pytest.raises(InputError, match="size is 'huge'; expected full or quick"):
+        again(pairs, tmp_path / "out", size="huge")
+    with pytest.raises(InputError, match="MER-UniBench|no set"):
+        again(pairs, tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_asks_for_the_same(monkeypatch, capsys, tmp_path, whole_run):
+    pairs, out = whole_run
+    asked = []
+    monkeypatch.setattr(reproduce, "run", lambda *given, **options: asked.append((given, options)) or "page")
+    monkeypatch.setattr(
+        sys, "argv", f"emointerp reproduce veena --pairs a --out {out} --size quick --only heads --only flow --force".split()
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and "Page: page" in capsys.readouterr().out
+    assert asked == [
+        (
+            ("tiny", Path("a"), None, out),
+            {"size": "quick", "only": ["heads", "flow"], "force": True, "device": None, "dtype": "auto"},
+        )
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["emointerp", "reproduce", "veena", "--pairs", str(tmp_path), "--out", str(tmp_path / "o")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "No table of pairs at" in capsys.readouterr().err
+    folder = str(tiny_families.folder(FAMILY))
+    monkeypatch.setattr(sys, "argv", ["emointerp", "reproduce", "veena", "--plan", "--model", folder, "--out", str(out)])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().out
+    assert "A100 80 GB" in said and said.count("yes") == len(NAMES)
+
+
+# a model without the words
+
+
+def test_what_a_model_cannot_do_is_told_and_the_rest_goes_on(tmp_path, whole_run, monkeypatch):
+    """Nothing is patched: the tokenizer has no first token for joy's words, which the lens needs and maps of directions do not."""
+    pairs, _ = whole_run
+    monkeypatch.setattr("emointerp.lens.words_for", words_for)
+    again(pairs, tmp_path / "out", only=["heads", "lens"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = dict.fromkeys(("pairs", "vectors", "layers", "heads"), "ran") | dict.fromkeys(
+        ("flow", "neurons", "veena", "cases", "lens"), "left out"
+    )
+    assert results["chapters"] == expected
+    assert results["lens"]["left out"].startswith("Left out: No word of disgust, joy begins with a token of its own")
+    assert results["flow"]["left out"].startswith("Not asked for: this run was of pairs, vectors, layers, lens, heads")
+    assert set(results["heads"]["check"]) == {"mean-ablation", "resample-ablation", "restoration"}
+    kept_heads = Steps(tmp_path / "out" / "steps").stamp("06-heads")
+    assert "parts" not in kept_heads
+
+
+# the pairs
+
+
+def told(folder, **columns):
+    """A table of world pairs with other columns."""
+    table = pd.read_csv(save_pairs(world_pairs("direction", 24), folder))
+    table.assign(**columns).to_csv(folder / TABLE, index=False)
+    return folder
+
+
+def test_pairs_without_splits_are_parted_so_that_no_picture_stands_in_two_parts(tmp_path):
+    folder = told(tmp_path / "a", split="")
+    table = pd.read_csv(folder / TABLE)
+    table.loc[7, "neutral"] = table.loc[1, "neutral"]  # two pairs of one emotion share a twin
+    table.to_csv(folder / TABLE, index=False)
+    found = from_table(folder)
+    assert found.to_frame().sum().to_dict() == pytest.approx({"direction": 9.6, "selection": 4.8, "tuning": 3.6, "test": 6}, abs=3)
+    assert (found.to_frame()["direction"] >= 1).all() and len(found.pairs) == 24
+    by_picture = {}
+    for pair in found.pairs:
+        for side in (pair.emotional, pair.neutral):
+            by_picture.setdefault(Path(side).read_bytes(), set()).add(pair.split)
+    assert {len(splits) for splits in by_picture.values()} == {1}
+    assert "parted here, by picture" in " ".join(found.said)
+
+
+def test_a_tables_own_splits_are_kept_and_tuning_is_taken_from_training(tmp_path):
+    splits = ["train"] * 12 + ["selection"] * 6 + ["test"] * 6
+    found = from_table(told(tmp_path / "a", split=splits))
+    assert [pair.split for pair in found.pairs[12:]] == ["selection"] * 6 + ["test"] * 6
+    assert [pair.split for pair in found.pairs[:12]].count("tuning") == 4
+    assert {pair.emotion for pair in found.of("direction")} == set(BASIC)
+    found = from_table(told(tmp_path / "b", split=splits, emotion=["joy", "fear"] * 12))
+    assert [sum(pair.emotion == emotion for pair in found.of("tuning")) for emotion in TWO] == [2, 2]
+
+
+def test_labels_that_mean_an_emotion_count_and_others_are_told(tmp_path):
+    found = from_table(told(tmp_path / "a", split="", emotion=["happiness", "furious", "pride", "fear"] * 6))
+    assert {pair.emotion for pair in found.pairs} == {"joy", "anger", "fear"}
+    said = " ".join(found.said)
+    assert "6 pairs were left out: pride is none of the six emotions" in said
+    assert "There are no pairs of disgust, sadness, surprise" in said
+    with pytest.raises(InputError, match="No pair shows one of anger, .*; the labels are pride"):
+        from_table(told(tmp_path / "b", emotion="pride"))
+
+
+def test_a_picture_in_two_splits_is_refused(tmp_path):
+    folder = told(tmp_path / "a", split=["train"] * 12 + ["selection"] * 6 + ["test"] * 6)
+    table = pd.read_csv(folder / TABLE)
+    table.loc[23, "emotional"] = table.loc[0, "emotional"]
+    table.to_csv(folder / TABLE, index=False)
+    with pytest.raises(InputError, match="1 emotional pictures stand in two splits or more; keep each in one"):
+        from_table(folder)
+
+
+def test_too_few_pairs_are_refused(tmp_path):
+    save_pairs(world_pairs("direction", 6), tmp_path)
+    with pytest.raises(InputError, match="has too few pairs: 6 can be used, and .* would have fewer than two. Give eight or more"):
+        from_table(tmp_path)
+
+
+def test_one_event_for_all_is_told(tmp_path):
+    found = from_table(told(tmp_path / "a", split="", event="I counted the same seven buttons twice."))
+    assert found.shared_events and "Events stand in several parts" in " ".join(found.said)
+
+
+# MER-UniBench
+
+
+def test_a_copy_of_the_benchmark_takes_the_place_of_the_drawn_sets(whole_run, tmp_path):
+    pairs, out = whole_run
+    test_mer_unibench.write(tmp_path / "data", "MER2023")
+    material, steps = from_table(pairs), Steps(out / "steps")
+    task = Task(tiny_families.vlm(FAMILY), material, TINIEST)
+    found, walk = {}, Walk(task, steps)
+    for step in reproduce.STEPS[:7]:
+        found[step.NAME] = walk.kept(step, found)
+    task = replace(task, data=tmp_path / "data", found=found, parts=Parts(tmp_path / "parts"))
+    with pytest.warns(UserWarning, match="MER2023"):
+        result = mending.measure(task)
+    table = result.tables["benchmark"]
+    assert set(table.seed) == {0, 1} and {"none", "VEENA"} <= set(table.method) and "answers" not in result.tables
+    chapter = mending.chapter(task, result)
+    none = table[(table.method == "none") & (table["set"] == f"mean of 1 of {len(SETS)} sets")].percent
+    assert chapter.found["baseline"] == f"{none.mean():.1f} [{none.min():.1f}, {none.max():.1f}], mean of 1 of 9 sets"
+
+
+# figures, sizes, plans
+
+
+def test_a_figure_can_be_compared_only_where_model_and_questions_are_the_same():
+    mine = Chapter("veena", "", (), (), {}, found={"baseline": "40.0", "VEENA": "41.0"})
+    own = Material([Pair("a", "b", "c", "joy", "test")], "photographs")
+    known = digest()["models"]["LLaVA-1.5-7B"][0]
+    for model, data, fit in ((known, True, 2), (known, False, 0), ("tiny", True, 0)):
+        table = comparison(model, own, data, [mine])
+        assert table.comparable.str.startswith("with care").sum() == fit
+    table = table.set_index("what")
+    rlhf = table.loc["hit rate on MER-UniBench, with RLHF"].iloc[0]
+    assert (rlhf.here, rlhf.says, rlhf.of) == ("not measured: needs training, which is not done here", "43.7%", "LLaVA-1.5-7B")
+    assert table.here["the emotional layer"] == "not measured: the step “layers” is missing"
+    assert (table.source.str.len() > 10).all()
+
+
+def test_the_stages_are_parts_of_any_depth_and_gains_are_means_over_their_layers():
+    assert stages(32)["middle"] == tuple(range(8, 20)) and stages(2) == {"middle": (0,), "deep": (1,)}
+    rows = [(pair, layer, after, 0.0) for pair, two in enumerate([(1.0, 0.0), (1.0, 1.0)]) for layer, after in enumerate(two)]
+    table = pd.DataFrame(rows, columns=["pair", "layer", "hit", "hit_before"]).assign(direction="S")
+    found = stage_gains(table, 2)
+    assert found["middle"].mean == 1.0 and found["deep"].mean == 0.5 and found["deep"].n == 2
+
+
+def test_a_result_comes_back_as_it_was(tmp_path):
+    table = pd.DataFrame(
+        {"pair": [0, 1], "effect": [Interval(0.5, 0.1, 0.9, 4), Interval(1.0, 1.0, 1.0, 4)], "named": [("joy",), ()]}
+    )
+    steps, about = Steps(tmp_path), {"model": "a"}
+    steps.write("01-x", about, Result({"t": table}, {"v": torch.arange(3.0)}, {"k": [1, None]}), 1.0)
+    found = steps.read("01-x", about)
+    pd.testing.assert_frame_equal(found.tables["t"], table)
+    assert torch.equal(found.tensors["v"], torch.arange(3.0)) and found.facts == {"k": [1, None]}
+    assert steps.read("01-x", {"model": "b"}) is None and steps.read("02-y", about) is None
+
+
+def test_parts_are_measured_once_and_number_pairs_as_if_measured_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "AT_ONCE", 2)
+    asked = []
+
+    def measure(some):
+        asked.append(len(some))
+        return pd.DataFrame({"pair": range(len(some)), "value": some})
+
+    for _ in range(2):
+        table = Parts(tmp_path).table("x", list("abcde"), measure)
+        assert table.pair.tolist() == list(range(5)) and table.value.tolist() == list("abcde")
+    assert sum(asked) == 5 and min(asked) >= 2
+
+
+def test_the_plan_says_what_is_finished_and_adds_up(whole_run):
+    _, out = whole_run
+    frame = reproduce.plan(str(tiny_families.folder(FAMILY)), out=out, size="full")
+    assert frame.index.tolist() == [*NAMES, "all"] and frame.finished.tolist() == ["yes"] * 9 + [""]
+    assert frame.stories["all"] == pytest.approx(frame.stories[:-1].sum()) and frame.stories["veena"] > 1000
+    hours = frame["A100 80 GB, h"]
+    assert hours["all"] == pytest.approx(hours[:-1].sum()) and 0 < hours["heads"]
+    assert "computed and not measured" in reproduce.plan_text(str(tiny_families.folder(FAMILY)), out=out)
+
+
+def test_the_benchmark_takes_the_longest_and_quick_is_less_than_full():
+    anatomy = tiny_families.vlm(FAMILY).anatomy
+    with_data, without = work(reproduce.FULL, anatomy, True), work(reproduce.FULL, anatomy, False)
+    assert with_data["veena"].stories > 10 * without["veena"].stories
+    quick = work(reproduce.QUICK, anatomy, False)
+    assert all(quick[name].seconds(1, 1) <= without[name].seconds(1, 1) for name in NAMES)
+
+
+def test_pairs_of_the_drawn_world_stand_in_where_none_are_given():
+    found = runner.from_world(N)
+    assert found.drawn and found.source == WORLD and found.to_frame().to_numpy().sum() == sum(N.values())
+    prints = {role: {fingerprint(pair.emotional.image()) for pair in found.of(role)} for role in ROLES}
+    assert not set.intersection(prints["selection"], prints["test"]) and len(prints["test"]) == 4
+
+
+def test_the_last_layer_is_no_candidate_for_the_emotional_one():
+    """The push gains most after the last layer, 3; of the others layer 1 gains most, under alpha 2 more than under 1."""
+    gains = {(1, 1.0): 0.0, (1, 2.0): 0.75, (2, 1.0): 0.25, (2, 2.0): 0.25, (3, 1.0): 1.0, (3, 2.0): 1.0}
+    rows = [
+        {"pair": i, "direction": "S", "draw": 0, "layer": layer, "alpha": alpha, "clean": float(i < 4 * gained),
+         "clean_before": 0.0, "clean_goal": 1.0}
+        for (layer, alpha), gained in gains.items()
+        for i in range(4)
+    ]  # fmt: skip
+    found = Steering(pd.DataFrame(rows), ())
+    by, alpha, l_emo, won = _chosen(found, [1, 2, 3], 4)
+    assert (by, alpha, l_emo) == ("clean", 2.0, 1) and set(won) == {"1", "2"} and won["1"] > 0.8
+    nothing = replace(found, table=found.table.assign(clean=0.0, hit=0.0, hit_before=0.0, hit_goal=1.0))
+    assert _chosen(nothing, [1, 2, 3], 4) == ("", 1.0, 2, {})
