@@ -50,7 +50,7 @@ def alone(folder: Path, name: str = "") -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         what = f"on {name!r} in {folder}" if name else f"in {folder}"
-        raise OutputError(f"Another process is at work {what}; wait until it is done, or give another folder.") from None
+        raise OutputError(f"Another run is at work {what}; wait until it is done, or give another folder.") from None
     except OSError as error:
         raise OutputError(f"Cannot write in {folder}: {error.strerror or error}. Give another folder.") from error
     try:

@@ -24,6 +24,7 @@ from emointerp.models import VLM, to_image
 from emointerp.models.familiarity import Familiarity, familiarity
 from emointerp.plots import BLUE, COLORS, INK, QUIET, YELLOW, new_figure
 from emointerp.statistics import Interval, mean_interval
+from emointerp.tracing import generate
 from emointerp.world import Example, Scene, sample
 from emointerp.world.splits import CLEAR
 
@@ -80,7 +81,7 @@ def tell_all(vlm: VLM, told: Sequence[tuple[Any, str]], progress: bool = True, b
     for start in tqdm(range(0, len(told), batch), desc="stories", disable=not progress):
         some = told[start : start + batch]
         prompts = [vlm.prompt(picture, event) for picture, event in some]
-        for (picture, event), prompt, answer in zip(some, prompts, vlm.generate(prompts, batch=batch, **options), strict=True):
+        for (picture, event), prompt, answer in zip(some, prompts, generate(vlm, prompts, batch=batch, **options), strict=True):
             emotion = picture.emotion if isinstance(picture, Scene) else None
             tellings.append(Telling(prompt.image, event, answer, emotion))
     return tellings

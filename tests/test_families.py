@@ -384,7 +384,10 @@ def test_a_processor_of_another_family():
 def test_a_chat_template_that_forgets_the_picture():
     _, processor = tiny_families.qwen2_vl()
     processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
-    with pytest.raises(ModelError, match="'qwen2_vl' .*makes no prompt of a picture and a text: ValueError: .*To add a family"):
+    with pytest.raises(
+        ModelError,
+        match="'qwen2_vl' .*makes no prompt of a picture and a text: ValueError: .*To add a family",
+    ):
         emointerp.load(vlm("qwen2_vl").model, processor=processor)
 
 

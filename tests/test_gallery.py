@@ -544,7 +544,7 @@ def test_two_processes_do_not_write_in_one_gallery(collection, tmp_path, tower, 
     )
     other = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "g"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline()
-    with pytest.raises(OutputError, match="Another process is at work in .*g; wait until it is done"):
+    with pytest.raises(OutputError, match="Another run is at work in .*g; wait until it is done"):
         index(tmp_path / "g", collection, tower, saes["pooled"], progress=False)
     other.communicate()
     assert index(tmp_path / "g", collection, tower, saes["pooled"], progress=False).added == 21

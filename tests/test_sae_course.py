@@ -23,7 +23,8 @@ from emointerp.statistics import Interval
 from emointerp.tour import Job, Sizes
 from emointerp.tour import sae as tour
 from emointerp.tour.chapter import number, share
-from emointerp.tour.report import _json, _plain
+from emointerp.tour.page import plain
+from emointerp.tour.report import _json
 from emointerp.world import face_scenes, sample
 
 MODULE = sys.modules["emointerp.widgets.sae"]
@@ -306,7 +307,7 @@ def test_the_tours_sentences_are_made_of_its_numbers(told):
     titles, blocks = zip(*told.blocks, strict=True)
     assert titles == ("How well features rank emotions", "What emotions are made of", NAMED, "<noise>")
     assert "linear probe" in blocks[0] and "data:image/png" in blocks[1] and blocks[2].count("<table") == 2
-    json.loads(_json(_plain(results)))
+    json.loads(_json(plain(results)))
 
 
 @pytest.mark.parametrize("family", ["llava_clip", "qwen2_vl"])

@@ -301,16 +301,16 @@ def test_the_trace_would_be_left(tmp_path):
 
 def test_classes_of_a_release_are_not_looked_for(tmp_path, monkeypatch):
     """A class by the name of the release's settings, in a module that can be imported: only the name is taken."""
-    (tmp_path / "planted.py").write_text(
+    (tmp_path / "planted_release.py").write_text(
         f"import os\nclass TrainConfig:\n    def __setstate__(self, state): os.mkdir({str(tmp_path / 'was run')!r})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    planted = __import__("planted")
+    planted = __import__("planted_release")
     torch.save({"model": {}, "config": planted.TrainConfig()}, tmp_path / "a.pt")
-    monkeypatch.delitem(sys.modules, "planted")
+    monkeypatch.delitem(sys.modules, "planted_release")
     with pytest.raises(InputError, match="lacks 'up_proj.weight'"):
         load_sae(tmp_path / "a.pt")
-    assert not (tmp_path / "was run").exists() and "planted" not in sys.modules
+    assert not (tmp_path / "was run").exists() and "planted_release" not in sys.modules
 
 
 MAPS = {

@@ -11,7 +11,8 @@ from emointerp.models import load
 from emointerp.superposition import embed, read_factors
 from emointerp.tour import Sizes, superposition
 from emointerp.tour.chapter import Job, number
-from emointerp.tour.report import _json, _plain
+from emointerp.tour.page import plain
+from emointerp.tour.report import _json
 from emointerp.world import face_scenes
 
 
@@ -37,7 +38,7 @@ def test_the_bundled_tower_reads_more_than_its_controls_and_says_so():
     assert f"({number(frame[superposition.MATCHED]['interval'])}; p = " in apart
     assert made.plain[0][1].startswith(f"{len(truth.readable)} of {len(truth.table)} things that vary in the drawings can be read")
     assert sum(block.count("data:image/png;base64,") for _, block in made.blocks) == 2
-    kept = json.loads(_json(_plain(made.results)))
+    kept = json.loads(_json(plain(made.results)))
     assert kept["correlations"][truth.to_frame().factor[0]]["mean"] == pytest.approx(truth.to_frame().r[0].mean, abs=1e-3)
     assert kept["interference"]["tower"]["factors"]["p_less"] is None
 

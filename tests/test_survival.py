@@ -137,7 +137,7 @@ def both(job: str, folder: Path, *options: dict) -> list[str]:
 def test_two_evaluations_of_other_methods_do_not_mix(whole, tmp_path):
     said = both("evaluation", tmp_path / "out", {"methods": 1}, {"methods": 2})
     refused = [one for one in said if one != DONE]
-    assert all("Another process is at work in" in one for one in refused), said
+    assert all("Another run is at work in" in one for one in refused), said
     found = left(tmp_path / "out")
     results = [whole("evaluation", methods=n)[0] for n in (1, 2)]
     assert (found["table.jsonl"], found["about.json"]) in [(some["table.jsonl"], some["about.json"]) for some in results]

@@ -33,7 +33,7 @@ from emointerp.evaluation.items import Item
 from emointerp.evaluation.methods import Decoding, Method, per_prompt
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.tracing import ScaleAttention
+from emointerp.tracing import ScaleAttention, generate
 from emointerp.tracing.interleave import check_maskable
 from emointerp.tracing.plan import check
 from emointerp.tracing.verbs import checked_layers
@@ -61,7 +61,7 @@ def pai(alpha: float = 0.2, gamma: float = 1.1, first_layer: int = 2, beta: floa
         with image_scores(vlm, inputs["input_ids"], layers, lambda z: alpha * z.abs()) as scores:
             if gamma > 1:
                 beside = Beside(vlm, _without_picture(vlm, prompts), around=scores.paused)
-                options["logits_processor"] = [Contrast(beside, gamma - 1, beta)]
+                options["logits_processor"] = [*options.get("logits_processor", ()), Contrast(beside, gamma - 1, beta)]
             return vlm.model.generate(**inputs, **options)
 
     return _decoded("PAI", through, settings)
@@ -116,7 +116,8 @@ def vcd(alpha: float = 1.0, beta: float = 0.1, noise: int = 500, seed: int = 0) 
 
     def through(vlm: VLM, prompts: Sequence[Prompt], inputs: dict[str, Any], **options: Any) -> Tensor:
         beside = Beside(vlm, inputs | {"pixel_values": _noised_pixels(prompts, inputs["pixel_values"], int(noise), seed)})
-        return vlm.model.generate(**inputs, logits_processor=[Contrast(beside, alpha, beta)], **options)
+        processors = [*options.pop("logits_processor", ()), Contrast(beside, alpha, beta)]
+        return vlm.model.generate(**inputs, logits_processor=processors, **options)
 
     return _decoded("VCD", through, settings)
 
@@ -125,7 +126,7 @@ def _decoded(name: str, through: Through, settings: Mapping[str, Any]) -> Method
     """A method that generates in a way of its own, batch by batch."""
 
     def answers(vlm: VLM, items: Sequence[Item], decoding: Decoding) -> list[str]:
-        return vlm.generate([item.prompt(vlm) for item in items], through=partial(through, vlm), **decoding.options())
+        return generate(vlm, [item.prompt(vlm) for item in items], through=partial(through, vlm), **decoding.options())
 
     return Method(name, answers, settings)
 

@@ -132,6 +132,8 @@ class Gallery:
             return self._database.cursor().execute(sql, list(given)).df()
         except duckdb.IOException as error:
             raise InputError(f"The gallery in {self.folder} was changed or moved since it was opened; open it again.") from error
+        except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+            raise
         except duckdb.Error as error:  # a damaged table makes DuckDB raise almost anything
             raise InputError(
                 f"The tables of the gallery in {self.folder} are damaged ({error}); make it in a new folder."

@@ -13,7 +13,7 @@ from emointerp.errors import InputError
 from emointerp.lens import MASSES, Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_number
-from emointerp.tracing import Activations, Metric, SetHead, cosine, patch, projection, sweep
+from emointerp.tracing import Activations, Metric, SetHead, cosine, generate, patch, projection, sweep
 from emointerp.tracing.edits import FROM_LAST, Edit
 from emointerp.tracing.metrics import as_metric
 from emointerp.tracing.verbs import checked_layers
@@ -41,7 +41,7 @@ class Measure:
     def own(self, prompt: Prompt, acts: Activations, emotion: str) -> float:
         """The measure of a prompt's own run, whose residual stream at the last token was collected."""
         if self.metrics is None:
-            return hit_rate(self.vlm.generate(prompt, max_new_tokens=self.max_new_tokens), emotion)
+            return hit_rate(generate(self.vlm, prompt, max_new_tokens=self.max_new_tokens), emotion)
         metric = self.metrics[emotion]
         last = acts.logits if metric.layer is None else acts.at("residual", metric.layer, prompt.last)
         return self._one(metric(last[None]))

@@ -303,7 +303,7 @@ def visual_tokens(config: PreTrainedConfig) -> int:
     if shuffled := getattr(config, "scale_factor", None):  # Idefics3, SmolVLM
         return SPLIT * (side // shuffled) ** 2
     if pinpoints := getattr(config, "image_grid_pinpoints", None):  # LLaVA-NeXT, LLaVA-OneVision
-        most = float(getattr(config, "vision_aspect_ratio", "").removeprefix("anyres_max_") or "inf")
+        most = float(getattr(config, "vision_aspect_ratio", "").partition("anyres_max_")[2] or "inf")
         return len(anyres(PICTURE, pinpoints, vision.image_size, vision.patch_size, side, most))
     return getattr(config, "mm_tokens_per_image", None) or side**2
 

@@ -31,11 +31,12 @@ def _sample_prompt(vlm: VLM) -> Prompt:
         )
     try:
         return vlm.prompt(Image.new("RGB", (96, 64), "grey"), "It rained.", instruction="")
-    except EmointerpError:
-        raise
     except Exception as error:  # whatever a processor of somebody else may raise
+        said = error.__cause__ if isinstance(error, EmointerpError) else error
+        if not said:
+            raise
         message = f"The processor of {vlm.name!r} ({type(vlm.processor).__name__}) makes no prompt of a picture and a text"
-        raise ModelError(f"{message}: {type(error).__name__}: {error}. {HOW_TO_ADD}") from error
+        raise ModelError(f"{message}: {type(said).__name__}: {said}. {HOW_TO_ADD}") from error
 
 
 def _check_boxes(vlm: VLM, prompt: Prompt) -> None:

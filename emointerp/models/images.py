@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -38,14 +38,14 @@ def to_image(picture: Any) -> Image.Image:
     raise InputError(f"Cannot read a picture from {type(picture).__name__}; give {KINDS}.")
 
 
-def uploaded(name: str, content: bytes) -> Image.Image:
+def uploaded(name: str, content: bytes | memoryview) -> Image.Image:
     """An RGB picture that came as bytes, say through a browser; errors call it by its name."""
     if not content:
         raise InputError(f"{name} is empty (0 bytes); save the picture again.")
     return _in_words(name, lambda: _decoded(io.BytesIO(content)))
 
 
-def opened(source: Path | BinaryIO) -> Image.Image:
+def opened(source: Path | io.IOBase) -> Image.Image:
     """A picture of one of `FORMATS`, its pixels not yet read; raises what Pillow raises."""
     return Image.open(source, formats=_formats())
 
@@ -67,7 +67,7 @@ def _in_words(name: str | Path, read: Callable[[], Image.Image]) -> Image.Image:
     """What `read` gives, or in words why it gives nothing."""
     try:
         return read()
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"No such picture: {name}. Check the path; it is looked up from {Path.cwd()}."
@@ -88,7 +88,7 @@ def _turned(turn: Callable[[], Image.Image]) -> Image.Image:
     """A picture in memory in RGB; there are kinds that Pillow or numpy cannot turn."""
     try:
         return turn()
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"The picture cannot be turned into RGB ({type(error).__name__}: {error}); give {KINDS}.") from error
@@ -102,7 +102,7 @@ def _read(path: Path) -> Image.Image:
     return _decoded(path)
 
 
-def _decoded(source: Path | BinaryIO) -> Image.Image:
+def _decoded(source: Path | io.IOBase) -> Image.Image:
     with opened(source) as image:
         return _to_rgb(image)
 

@@ -48,6 +48,12 @@ def _absent(row: Mapping[str, str], chapter: Chapter | None) -> str:
     return "not measured"
 
 
+ALIKE = (
+    "with care: the same model and benchmark, as far as the digest says, in the sets and clips of this run; the digest calls "
+    "all of it hit rate, here each set has its measure"
+)
+
+
 def _comparable(row: Mapping[str, str], ids: Sequence[str], model: str, material: Material, data: bool) -> str:
     """Why a number cannot be held against the digest's; "with care" where nothing that is known differs."""
     apart = []
@@ -62,7 +68,7 @@ def _comparable(row: Mapping[str, str], ids: Sequence[str], model: str, material
         apart.append("drawn pairs" if material.drawn else "other pairs (the paper's are not published)")
     if row["note"]:
         apart.append(row["note"])
-    return f"no: {'; '.join(apart)}" if apart else "with care: the same model and benchmark, as far as the digest says"
+    return f"no: {'; '.join(apart)}" if apart else ALIKE
 
 
 def verdict(table: pd.DataFrame) -> str:

@@ -85,7 +85,7 @@ class Steps:
         return digest([stamp.get("stands on"), stamp.get("files")])
 
     def write(self, name: str, stands_on: Mapping[str, Any], result: Result, seconds: float) -> None:
-        """Keep a finished step: its files, each whole, the stamp last, and then its parts go."""
+        """Keep a finished step: its files, each whole, the stamp last, and then its parts go, if it was not left out."""
         place = self.place(name)
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Steps:
             for file in [*place.glob("*.parquet"), *place.glob("*.safetensors")]:
                 if file.name not in files:
                     file.unlink()
-            for parts in place.glob("parts-*"):
+            for parts in () if result.left_out else place.glob("parts-*"):
                 shutil.rmtree(parts, ignore_errors=True)
 
     def parts(self, name: str, stands_on: Mapping[str, Any]) -> "Parts":

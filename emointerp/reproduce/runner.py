@@ -227,7 +227,7 @@ class Walk:
         """A step's result: read if it is finished and stands on the same, else measured and kept; read back in any case."""
         place, stands_on = _place(_number(step.NAME)), self.stands_on(step, found)
         held = self.steps.read(place, stands_on)
-        if held is None:
+        if held is None or held.left_out:  # what was lacking may be there now
             began = time.perf_counter()
             result = self._measured(step, found, place, stands_on)
             self.steps.write(place, stands_on, result, time.perf_counter() - began)

@@ -16,7 +16,7 @@ from emointerp.models.anatomy import Anatomy
 from emointerp.models.budget import GPUS, Budget
 from emointerp.tour.sizes import BRANCHES, GRADIENT, Pace
 
-EMOTIONS, METHODS, SETS = 6, 9, 4
+METHODS, SETS = 9, 4
 BENCHMARK = 12_799  # clips of MER-UniBench's nine sets
 
 
@@ -99,7 +99,9 @@ def work(sizes: Sizes, anatomy: Anatomy, data: bool) -> dict[str, Work]:
     both = p["selection"] + p["test"]
     fits = 2 * p["tuning"] * len(sizes.betas) * len(sizes.gammas)
     rivals = 2 * p["tuning"] * 19 if sizes.tuned else 0
-    asked = METHODS * sizes.seeds * (min(sizes.clips or BENCHMARK, BENCHMARK / 9) * 9 if data else SETS * sizes.items)
+    asked = (
+        (METHODS + sizes.draws) * sizes.seeds * (min(sizes.clips or BENCHMARK, BENCHMARK / 9) * 9 if data else SETS * sizes.items)
+    )
     return {
         "pairs": Work(),
         "vectors": Work(reads=2 * p["direction"], stories=2 * p["direction"]),

@@ -176,7 +176,7 @@ def _checked_folder(out: Path | str | None, force: bool) -> Path:
         folder = _free_folder(force) if out is None else Path(out)
         if os.path.exists(folder) and not os.path.isdir(folder):
             raise OutputError(f"{folder} is a file; --out expects a folder. Name another one.")
-        if os.path.exists(folder) and any(folder.iterdir()) and not force:
+        if os.path.exists(folder) and any(not path.name.startswith(".") for path in folder.iterdir()) and not force:
             raise OutputError(f"{folder} exists and is not empty; nothing was written. Name another folder, or add --force.")
         parent = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
         if not os.path.isdir(parent):

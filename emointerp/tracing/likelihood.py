@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
 from emointerp.tracing.branches import Branches, prefix_of
+from emointerp.tracing.overflow import check_finite
 from emointerp.tracing.remote import following
 
 TOKENS = 512  # tokens of one forward, beyond which more of them do not make it quicker
@@ -38,7 +39,9 @@ def _some(vlm: VLM, prompt: Prompt, ids: list[Tensor]) -> list[Tensor]:
         return [row[: len(own)].cpu() for row, own in zip(following(vlm, prompt, padded), ids, strict=True)]
     branches = Branches(vlm, prefix_of(vlm, prompt), [()] * len(ids), prompt.last, tree=False)
     log_p = branches.following(padded).to(padded.device).float().log_softmax(-1)
-    return [row[: len(own)].gather(-1, own[:, None])[:, 0].cpu() for row, own in zip(log_p, ids, strict=True)]
+    found = [row[: len(own)].gather(-1, own[:, None])[:, 0].cpu() for row, own in zip(log_p, ids, strict=True)]
+    check_finite(vlm, torch.cat(found), lambda: branches.following(padded))
+    return found
 
 
 def _tokens(vlm: VLM, prompt: Prompt, answer: str) -> list[int]:

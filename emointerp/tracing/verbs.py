@@ -142,6 +142,7 @@ def _with_gradients(batch: Batch, shelf: Shelf, metric: Metric) -> list[Activati
     with torch.enable_grad():
         visit = visiting(vlm, wanted, lambda site, layer, value: whole.update({(site, layer): value}))
         logits = batch.forward(visit, leaf=True)
+        check_finite(vlm, logits, batch.once_more)
         last = check_finite(vlm, logits if metric.layer is None else whole["residual", metric.layer][:, -1], batch.once_more)
         asked = [(site, layer) for site in shelf.sites for layer in shelf.layers]
         total = metric.one_each(last).sum()

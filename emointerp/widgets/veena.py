@@ -25,7 +25,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.neurons import Neurons
 from emointerp.plots import BLUE, GRAY, YELLOW, ShownFigure
 from emointerp.start_here import conflict_intensities
-from emointerp.tracing import Edit, perplexity
+from emointerp.tracing import Edit, generate, perplexity
 from emointerp.veena import Place, Veena, confidence
 from emointerp.widgets.drawing import FAINT, Sheet
 from emointerp.widgets.panel import SEED, Panel, arranged
@@ -99,7 +99,7 @@ class Mended:
 def prepared(vlm: VLM, pictures: Mapping[str, Any], event: str) -> list[Shown]:
     """Pictures beside one event, made ready for `compute`: they are told without VEENA, in one batch."""
     prompts = [vlm.prompt(picture, event) for picture in pictures.values()]
-    stories = vlm.generate(prompts, max_new_tokens=TOKENS)
+    stories = generate(vlm, prompts, max_new_tokens=TOKENS)
     return [
         Shown(name, event, prompt, story, _emotion(picture), suggested(event), data_uri(thumbnail(prompt.image, 320)))
         for (name, picture), prompt, story in zip(pictures.items(), prompts, stories, strict=True)

@@ -6,6 +6,7 @@ collector knows and the time of a call are told every tenth of the way. What gro
 
 import argparse
 import gc
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=10_000)
     parser.add_argument("--others", type=int, default=1_000)
     parser.add_argument("--bytes", type=float, default=300, help="growth a call that is let pass as the allocator's own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     given = parser.parse_args()
     vlm = tiny_families.vlm("llava_clip")
     prompt = vlm.prompt(picture(0), "The phone rang.")
@@ -38,16 +40,18 @@ def main() -> None:
         "collect": (lambda i: collect(vlm, prompt, ["residual"], _edits(i)), given.others),
         "generate": (lambda i: generate(vlm, prompt, _edits(i), max_new_tokens=2), given.others),
     }
-    slopes = {name: _slope(name, act, n) for name, (act, n) in verbs.items()}
-    sys.exit(any(slope > given.bytes for slope in slopes.values()))
+    rows = [_row(name, act, n) for name, (act, n) in verbs.items()]
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    sys.exit(any(row["bytes a call"] > given.bytes for row in rows))
 
 
 def _edits(i: int) -> list[AddVector]:
     return [AddVector(i % 4, torch.randn(32, generator=torch.Generator().manual_seed(i)), 0.1)]
 
 
-def _slope(name: str, act: Callable[[int], object], n: int) -> float:
-    """Bytes a call, by the line through the points of the second half; in the first the allocator finds its size."""
+def _row(name: str, act: Callable[[int], object], n: int) -> dict[str, object]:
+    """Memory and its growth, by the line through the points of the second half; in the first the allocator finds its size."""
     points, start = [], time.perf_counter()
     for i in range(n):
         act(i)
@@ -60,7 +64,13 @@ def _slope(name: str, act: Callable[[int], object], n: int) -> float:
     calls, held = np.array(points[len(points) // 2 :]).T
     slope = float(np.polyfit(calls, held, 1)[0])
     print(f"{name:10} {slope:+.0f} bytes a call\n", flush=True)
-    return slope
+    return {
+        "verb": name,
+        "calls": n,
+        "MB": round(points[-1][1] / 1e6, 1),
+        "bytes a call": round(slope, 1),
+        "ms each": round(each, 2),
+    }
 
 
 if __name__ == "__main__":
