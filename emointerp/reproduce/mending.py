@@ -239,9 +239,7 @@ def _of_benchmark(table: pd.DataFrame) -> tuple[list, list[str], dict, dict]:
     line = f"MER-UniBench, {last}: {_range(ends[NONE])} as it is, {_range(ends[MINE])} with VEENA."
     here = {"baseline": f"{_range(ends[NONE])}, {last}", MINE: f"{_range(ends[MINE])}, {last}"}
     results = {method: some.droplevel(0)["mean"].to_dict() for method, some in means.groupby(level="method", sort=False)}
-    note = (
-        "Percent: hit rate, WAF or F_s, as each set has it; mean, lowest and highest of the seeds; no interval over clips."
-    )
+    note = "Percent: hit rate, WAF or F_s, as each set has it; mean, lowest and highest of the seeds; no interval over clips."
     return [("MER-UniBench", table_html(pd.DataFrame(rows)) + muted(note))], [line], {"benchmark": results}, here
 
 
