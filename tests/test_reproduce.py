@@ -484,7 +484,7 @@ def test_a_copy_of_the_benchmark_takes_the_place_of_the_drawn_sets(whole_run, tm
     assert set(table.seed) == {0, 1} and {"none", "VEENA"} <= set(table.method) and "answers" not in result.tables
     chapter = mending.chapter(task, result)
     none = table[(table.method == "none") & (table["set"] == f"mean of 1 of {len(SETS)} sets")].percent
-    assert chapter.found["baseline"] == f"{none.mean():.1f} [{none.min():.1f}, {none.max():.1f}], mean of 1 of 9 sets"
+    assert chapter.found["baseline"] == f"{none.mean():.1f} ({none.min():.1f} to {none.max():.1f} over seeds), mean of 1 of 9 sets"
 
 
 # figures, sizes, plans
