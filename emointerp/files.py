@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from emointerp.errors import OutputError
 
@@ -34,6 +35,18 @@ def whole(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # moved, or never begun; that it cannot be taken away must not hide what went wrong before
             part.unlink()
+
+
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """While this lasts, what the disk refuses in a folder or at a file becomes OutputError, which names it and says what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"Cannot write in {place}: {reason}. Free space there, or give another folder.") from error
 
 
 @contextmanager

@@ -398,7 +398,7 @@ def test_another_tower_or_another_picture_is_never_taken_for_the_same(tower, tmp
     doubled = replace(tower, _pooled=lambda x: 2 * tower._pooled(x))
     assert torch.allclose(embedded(doubled, places, tmp_path / "v", progress=False), 2 * second, atol=1e-3)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Cannot write to .*file"):
+    with pytest.raises(OutputError, match="Cannot write in .*file"):
         embedded(tower, places, tmp_path / "file", progress=False)
 
 

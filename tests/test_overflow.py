@@ -1,6 +1,7 @@
 """Sixteen bits: all verbs agree with float32 within their grain, and numbers that leave their range are refused, with the layer."""
 
 import copy
+import sys
 from functools import cache
 
 import pytest
@@ -27,6 +28,7 @@ from emointerp.tracing import (
     sweep,
 )
 
+SWEEP = sys.modules["emointerp.tracing.sweep"]  # the package gives its function by that name
 EVENT = "The phone rang while I was cooking."
 HALVES = {torch.float16: 0.03, torch.bfloat16: 0.15}  # how far from float32 these wide random models are, as a share of the length
 
@@ -92,12 +94,13 @@ def test_a_picture_that_overflows_is_told_before_the_first_layer():
         run(vlm, asked(vlm))
 
 
-def test_an_edit_that_pushes_too_far_is_told_so():
+def test_an_edit_that_pushes_too_far_is_told_so(record_property):
     vlm = narrowed("llava_clip", torch.float16)
     push = [AddVector(2, torch.full((vlm.anatomy.d_model,), 10.0), 1e5)]
     for verb in (lambda: run(vlm, asked(vlm), push), lambda: sweep(vlm, asked(vlm), [push], lambda x: x[:, 0], progress=False)):
         with pytest.raises(ModelError, match="from the output of layer 2 on.*make their values smaller"):
             verb()
+        record_property("tried", 1)
 
 
 def test_an_answer_that_overflows_after_some_tokens_is_refused():
@@ -107,6 +110,39 @@ def test_an_answer_that_overflows_after_some_tokens_is_refused():
         generate(vlm, asked(vlm), push, max_new_tokens=3)
     with pytest.raises(ModelError, match="from the output of layer 2 on"):
         sweep(vlm, asked(vlm), [push], max_new_tokens=3, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [("last", r"interventions \(0, 99999.0\), \(1, 99999.0\), \(2, 99999.0\)"), ("visual", r"intervention \(0, 99999.0\)")],
+    ids=["a tree of short branches", "a forward for each long one"],
+)
+def test_a_sweep_names_the_interventions_of_a_forward_that_overflowed(where, named):
+    vlm = narrowed("llava_clip", torch.float16)
+    direction = torch.full((vlm.anatomy.d_model,), 10.0)
+    pushes = {(layer, size): [AddVector(layer, direction, size, where)] for layer in range(3) for size in (0.1, 99999.0)}
+    with pytest.raises(ModelError, match=f"^With {named}: .*from the output of layer 0 on"):
+        sweep(vlm, asked(vlm), pushes, lambda logits: logits[:, 0], progress=False, budget=0 if where == "visual" else 2**30)
+
+
+def test_a_sweep_of_answers_names_the_prompt_and_the_intervention_that_overflowed():
+    vlm = narrowed("llava_clip", torch.float16)
+    direction = torch.full((vlm.anatomy.d_model,), 10.0)
+    prompts = [asked(vlm), vlm.prompt(picture(4), "I left.")]
+    late = {layer: [AddVector(layer, direction, 1e5, "answer")] for layer in range(3)}
+    mild = {3: [AddVector(1, direction, 0.1)]}
+    with pytest.raises(ModelError, match="^On prompt 1, intervention 2: .*from the output of layer 2 on"):
+        sweep(vlm, prompts, lambda i: mild | ({2: late[2]} if i else {2: []}), max_new_tokens=3, progress=False)
+
+
+def test_of_an_overflowing_sweep_one_intervention_is_done_once_more(monkeypatch):
+    vlm = narrowed("llava_clip", torch.float16)
+    pushes = [[AddVector(1, torch.full((vlm.anatomy.d_model,), 10.0), size)] for size in (0.1, 0.2, 1e5, 2e5)]
+    done = []
+    monkeypatch.setattr(SWEEP, "run", lambda *given: done.append(given[2]) or run(*given))
+    with pytest.raises(ModelError, match="With interventions 2, 3: .*from the output of layer 1 on"):
+        sweep(vlm, asked(vlm), pushes, lambda logits: logits[:, 0], progress=False)
+    assert done == [pushes[2]]
 
 
 def test_steering_vectors_are_not_made_of_what_overflowed():

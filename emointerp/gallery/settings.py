@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import emointerp
-from emointerp.errors import InputError, OutputError
-from emointerp.files import whole
+from emointerp.errors import InputError
+from emointerp.files import whole, writing
 from emointerp.models import Tower
 from emointerp.sae import SAE
 from emointerp.sae.reading import PATCHES, POOLED
@@ -123,14 +122,3 @@ def fingerprint(sae: SAE) -> str:
     for tensor in (sae.encoder, sae.b_enc):
         digest.update(b"none" if tensor is None else tensor.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Errors of the disk, said with the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write in {folder}: {error.strerror or error}. Free space there, or give another folder."
-        ) from error

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emointerp.errors import InputError, OutputError
-from emointerp.files import alone
+from emointerp.files import alone, writing
 from emointerp.gallery.listing import Listed
-from emointerp.gallery.settings import FILE, Settings, writing
+from emointerp.gallery.settings import FILE, Settings
 
 OFFLINE = {"autoinstall_known_extensions": "false"}  # DuckDB fetches nothing
 IMAGES, FEATURES, COUNTS, FAILURES = "images.parquet", "features.parquet", "counts.parquet", "failures.parquet"

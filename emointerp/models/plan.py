@@ -129,12 +129,9 @@ def _reading(b: Budget) -> Seconds:
 
 
 def _collecting(b: Budget, sites: tuple[str, ...]) -> Task:
-    """One forward; attention weights make it an eager one, which writes scores several times.
-
-    With them a processor took up to twice what is kept a layer (tests/benchmarks/real_sizes.py), so twice is planned.
-    """
+    """One forward; attention weights make it an eager one, which writes scores several times."""
     weighed, layers = "attention" in sites, b.anatomy.n_layers
-    eager, kept = 5 * scores(b) * weighed, b.collected(sites) * (1 + weighed)
+    eager, kept = 5 * scores(b) * weighed, b.collected(sites)
     base = b.weights + b.layer() + eager
 
     def seconds(gpu: GPU, share: float, end: int) -> float:

@@ -143,7 +143,7 @@ class Branches:
     layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
-        n, self.length = len(self.edit_lists), len(self.prefix.prompt) - self.start
+        n, self.length = len(self.edit_lists), len(self.prompt) - self.start
         self.layout = Tree(self.start, self.length) if self.tree else Rows((0,) * n, self.start)
         copies = 1 if self.tree else n
         self.cache = DynamicCache(
@@ -151,6 +151,11 @@ class Branches:
              for k, v in self.prefix.keys_values]
         )  # fmt: skip
         self._seen = _Seen(self.prefix, self.start, n, self.tree)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that all branches share."""
+        return self.prefix.prompt
 
     def last(self, metric: Metric) -> Tensor:
         """What the metric reads of each branch's last token: logits [branches, vocabulary], or the residual stream at its layer."""
@@ -162,15 +167,15 @@ class Branches:
         self._run(visit, plan, self._inputs(), until=metric.layer)
         return kept[0]
 
-    def answers(self, max_new_tokens: int, choose: Callable[[Tensor, Tensor], Tensor]) -> list[list[int]]:
-        """Greedy answers: `choose(token ids so far [branches, n], logits)` gives each branch's next token."""
-        ids = self.prefix.prompt.input_ids.to(self.vlm.device).expand(len(self.edit_lists), -1)
+    def answers(self, max_new_tokens: int, choose: Callable[..., Tensor]) -> list[list[int]]:
+        """Greedy answers: `choose(token ids so far [branches, n], logits, their branches)` gives each branch's next token."""
+        ids = self.prompt.input_ids.to(self.vlm.device).expand(len(self.edit_lists), -1)
         logits = self._logits(self._run(visiting(self.vlm), self._plan(), self._inputs())[self._ends()])
         alive, ends = list(range(len(self.edit_lists))), _end_tokens(self.vlm)
         found: list[list[int]] = [[] for _ in alive]
         plan = None
         for step in range(max_new_tokens):
-            chosen = choose(ids, logits.to(ids.device))
+            chosen = choose(ids, logits.to(ids.device), alive)
             for i, token in zip(alive, chosen.tolist(), strict=True):
                 found[i].append(token)
             going = [k for k, token in enumerate(chosen.tolist()) if token not in ends]
@@ -178,7 +183,7 @@ class Branches:
                 break
             if len(going) < len(alive) or plan is None:
                 alive = [alive[k] for k in going]
-                plan = plan_answer(self.edit_lists, [self.prefix.prompt], self.layout, alive, self.vlm.device)
+                plan = plan_answer(self.edit_lists, [self.prompt], self.layout, alive, self.vlm.device)
                 self._drop(going, alive, bool(plan.attending))
             ids = torch.cat([ids, chosen[:, None]], 1)[going]
             logits = self._logits(self._run(visiting(self.vlm), plan, self._next_inputs(ids[:, -1], alive, step)))
@@ -202,7 +207,7 @@ class Branches:
 
     def _plan(self) -> Plan:
         tokens = self.length * len(self.edit_lists) if self.tree else self.length
-        return plan_prompt(self.edit_lists, [self.prefix.prompt], self.layout, tokens, self.vlm.device)
+        return plan_prompt(self.edit_lists, [self.prompt], self.layout, tokens, self.vlm.device)
 
     def _ends(self) -> Tensor:
         """Rows of the branches' last tokens among all tokens of the forward."""

@@ -24,12 +24,19 @@ REMEDY = {
 
 
 class Overflow(ModelError):
-    """Numbers of a forward are not finite; no verb gives such numbers."""
+    """Numbers of a forward are not finite; no verb gives such numbers. `rows`: which interventions of a sweep's forward."""
+
+    rows: tuple[int, ...] = ()
+
+
+def finite(values: Tensor) -> bool:
+    """Whether no number is NaN or infinite; NaN goes through the extremes, so that no memory is taken."""
+    return not values.numel() or all(bool(end.isfinite()) for end in values.detach().aminmax())
 
 
 def check_finite(vlm: VLM, values: Tensor, again: Callable[[], Any]) -> Tensor:
     """`values` as they are; Overflow, which names where it began, if one is NaN or infinite. `again` does the forward once more."""
-    if not values.numel() or all(bool(end.isfinite()) for end in values.detach().aminmax()):  # NaN goes through, memory is spared
+    if finite(values):
         return values
     raise overflow(vlm, again)
 

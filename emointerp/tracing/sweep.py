@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from emointerp.models.anatomy import Anatomy, part
 from emointerp.tracing.branches import Branches, first_touched, prefix_of
 from emointerp.tracing.edits import Edit, ScaleAttention
 from emointerp.tracing.metrics import Metric, as_metric
-from emointerp.tracing.overflow import check_finite
+from emointerp.tracing.overflow import Overflow, finite, overflow
 from emointerp.tracing.plan import check
 from emointerp.tracing.remote import Forwards
 from emointerp.tracing.verbs import Prompts, checked_layers, generate, generated, run
@@ -27,6 +28,7 @@ from emointerp.tracing.verbs import Prompts, checked_layers, generate, generated
 EditLists = Mapping[Hashable, Sequence[Edit]] | Sequence[Sequence[Edit]]
 BUDGET = 2**30  # bytes that a forward of branches may take beside the weights and the prefix
 TOKENS = 512  # tokens of one forward, beyond which more of them do not make it quicker
+NAMED = 5  # interventions that an error names
 LONG = 128  # tokens of a branch from which rows of a copied cache are as quick as a tree; below, a tree is
 
 
@@ -98,7 +100,8 @@ def sweep(
     so one that remembers rows does not fit.
 
     As many interventions share a forward as `budget` bytes allow by an estimate, beside weights, prefix and its copy; at least one.
-    Ctrl-C raises `SweepInterrupted`, which holds what is done.
+    Ctrl-C raises `SweepInterrupted`, which holds what is done. Where a forward's numbers are not finite, ModelError names those of
+    its interventions that overflow; the ones after it were not run.
 
     A model that runs elsewhere (`remote`) shares no prefix: each intervention is a row of a batch of whole prompts, some 8,192
     tokens a request, and answers are those of its own greedy `generate`.
@@ -119,9 +122,11 @@ def sweep(
     total = len(prompts) * (len(labels) + 1)
     try:
         with tqdm(total=total, desc="sweep", disable=not progress) as bar:
-            for row, prompt, (_, edits) in zip(found, prompts, lists, strict=True):
+            for n, (row, prompt, (_, edits)) in enumerate(zip(found, prompts, lists, strict=True)):
                 for some, forward in _forwards(vlm, prompt, [(), *edits], measure, budget):
-                    for i, value in zip(some, measure.of(forward), strict=True):
+                    with _naming([None, *lists[0][0]], some, f"On prompt {n}, " if len(prompts) > 1 else "With "):
+                        values = measure.of(forward)
+                    for i, value in zip(some, values, strict=True):
                         row[i] = value
                     bar.update(len(some))
     except KeyboardInterrupt:
@@ -206,10 +211,15 @@ class _Values:
     metric: Metric
     max_new_tokens: ClassVar[int] = 0
 
-    def of(self, branches: Branches | Forwards) -> list[Tensor]:
+    def of(self, forward: Branches | Forwards) -> list[Tensor]:
         """The metric of each branch, on the CPU; copied, because a view such as `logits[:, 0]` would keep all logits."""
-        last = check_finite(branches.vlm, branches.last(self.metric), partial(_each, run, branches))
+        last = forward.last(self.metric)
+        if not finite(last):
+            raise _overflow(forward, self._broken, run)
         return list(self.metric(last).to("cpu", copy=True))
+
+    def _broken(self, rows: Branches | Forwards) -> list[int]:
+        return _not_finite(rows.last(self.metric))
 
 
 @dataclass(frozen=True)
@@ -222,16 +232,30 @@ class _Answers:
 
     def of(self, branches: Branches) -> list[str]:
         """Answers as `VLM.generate` gives them."""
-        penalty = self.vlm.model.generation_config.repetition_penalty
-        own = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty and penalty != 1 else []
-        processors = LogitsProcessorList([*own, *self.processors])
-        again = partial(_each, generate, branches, max_new_tokens=self.max_new_tokens)
+        processors = self._processors()
 
-        def chosen(ids: Tensor, logits: Tensor) -> Tensor:
-            return processors(ids, check_finite(self.vlm, logits, again).float()).argmax(-1)
+        def chosen(ids: Tensor, logits: Tensor, alive: Sequence[int]) -> Tensor:
+            if not finite(logits):
+                raise _overflow(branches, self._broken, partial(generate, max_new_tokens=self.max_new_tokens))
+            return processors(ids, logits.float()).argmax(-1)
 
         tokens = branches.answers(self.max_new_tokens, chosen)
         return [text.strip() for text in self.vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _processors(self) -> LogitsProcessorList:
+        penalty = self.vlm.model.generation_config.repetition_penalty
+        own = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty and penalty != 1 else []
+        return LogitsProcessorList([*own, *self.processors])
+
+    def _broken(self, rows: Branches) -> set[int]:
+        processors, found = self._processors(), set()
+
+        def chosen(ids: Tensor, logits: Tensor, alive: Sequence[int]) -> Tensor:
+            found.update(alive[i] for i in _not_finite(logits))
+            return processors(ids, logits.nan_to_num().float()).argmax(-1)
+
+        rows.answers(self.max_new_tokens, chosen)
+        return found
 
 
 @dataclass(frozen=True)
@@ -245,10 +269,43 @@ class _Requested(_Answers):
         return [text.strip() for text in self.vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _each(verb: Callable, branches: Branches, **options: Any) -> None:
-    """Each branch by another verb, one after the other."""
-    for edits in branches.edit_lists:
-        verb(branches.vlm, branches.prefix.prompt, edits, **options)
+def _not_finite(values: Tensor) -> list[int]:
+    return [i for i, row in enumerate(values) if not finite(row)]
+
+
+def _overflow(forward: Branches | Forwards, broken: Callable[[Any], Collection[int]], verb: Callable) -> Overflow:
+    """The error for a forward whose numbers are not finite, with the interventions that overflow by themselves.
+
+    Only the first of these is done once more by a verb of its own, to see in which layer it begins.
+    """
+    found = sorted(first + i for first, rows in _apart(forward) for i in broken(rows))
+    error = overflow(forward.vlm, lambda: [verb(forward.vlm, forward.prompt, forward.edit_lists[i]) for i in found[:1]])
+    error.rows = tuple(found)
+    return error
+
+
+def _apart(forward: Branches | Forwards) -> Iterator[tuple[int, Branches | Forwards]]:
+    """Interventions anew as rows of a batch: in a tree the NaN of one, 0 times infinity, passes to all. With the first's number."""
+    if isinstance(forward, Forwards):
+        yield 0, forward
+        return
+    prefix, lists, start = forward.prefix, forward.edit_lists, forward.start
+    some = max(1, min(BUDGET // prefix.bytes, TOKENS // forward.length))
+    for first in range(0, len(lists), some):
+        yield first, Branches(forward.vlm, prefix, lists[first : first + some], start, tree=False)
+
+
+@contextmanager
+def _naming(labels: Sequence[Hashable], some: Sequence[int], where: str) -> Iterator[None]:
+    """Tell an overflow with the labels of its interventions, unless the run without any edit, number 0, has it too."""
+    try:
+        yield
+    except Overflow as error:
+        broken = [some[row] for row in error.rows]
+        if 0 in broken or not broken:
+            raise
+        named = ", ".join(repr(labels[i]) for i in broken[:NAMED]) + f" and {len(broken) - NAMED} more" * (len(broken) > NAMED)
+        raise Overflow(f"{where}intervention{'s' * (len(broken) > 1)} {named}: {error}") from None
 
 
 def _labelled(edit_lists: EditLists) -> tuple[list[Hashable], list[Sequence[Edit]]]:
