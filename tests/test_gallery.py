@@ -414,6 +414,15 @@ def test_an_sae_of_another_width_is_refused_before_anything_is_read(collection, 
     assert not (tmp_path / "g").exists()
 
 
+def test_a_table_that_was_packed_otherwise_is_not_given_to_duckdb(gallery, tmp_path):
+    """A wrongly packed table can make a decoder of DuckDB's write past its memory."""
+    copy = shutil.copytree(gallery.folder, tmp_path / "copy")
+    file = next(copy.rglob("features.parquet"))
+    pq.write_table(pq.read_table(file), file, compression="gzip")
+    with pytest.raises(InputError, match="features.parquet is packed with gzip, which no gallery of ours is"):
+        Gallery.open(copy)
+
+
 def test_a_damaged_batch_is_read_again(collection, tmp_path, tower, saes, monkeypatch):
     given = {"tower": tower, "sae": saes["pooled"], "batch": 4, "progress": False}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -330,7 +330,11 @@ def grey(image):
 LEVELS = range(20, 240, 20)  # 11 frames
 
 
-@pytest.mark.parametrize(("ending", "codec"), [(".mp4", "mpeg4"), (".avi", "mpeg4"), (".mp4", "libx264")])
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [(".mp4", "mpeg4"), (".avi", "mpeg4"), (".mp4", "libx264"), (".webm", "libvpx-vp9"), (".mkv", "libx264"),
+     (".mpg", "mpeg2video"), (".avi", "msmpeg4v2"), (".wmv", "wmv2")],
+)  # fmt: skip
 def test_every_frame_is_equally_likely(tmp_path, ending, codec):
     path = video(tmp_path / f"clip{ending}", LEVELS, codec)
     seen = Counter(min(LEVELS, key=lambda level: abs(level - grey(frame(path, seed)))) for seed in range(220))
@@ -372,6 +376,21 @@ def test_videos_that_cannot_be_read(tmp_path):
             frame(tmp_path / f"{name}.mp4")
     with pytest.raises(InputError, match="There is no video .*gone.mp4"):
         frame(tmp_path / "gone.mp4")
+
+
+@pytest.mark.parametrize(("name", "codec", "said"), [
+    ("odd.mkv", "ffv1", "odd.mkv is packed with 'ffv1'; expected one of h264, .* -c:v libx264 odd.mp4, or put pictures"),
+    ("odd.nut", "mpeg4", "odd.nut cannot be read"),
+    ("playlist.mp4", None, "playlist.mp4 cannot be read"),
+])  # fmt: skip
+def test_rare_decoders_and_playlists_are_not_run(tmp_path, name, codec, said):
+    if codec:
+        path = video(tmp_path / name, LEVELS, codec)
+    else:
+        path, other = tmp_path / name, video(tmp_path / "other.mp4", LEVELS)
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(InputError, match=said):
+        frame(path)
 
 
 def test_sound_without_pictures_has_no_frames(tmp_path):

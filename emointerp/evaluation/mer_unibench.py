@@ -45,6 +45,13 @@ from emointerp.models import to_image
 from emointerp.pairs import PICTURES
 
 HIT, WAF, F_S = "hit rate", "WAF", "F_s"
+# Of FFmpeg only what videos of people come in: a playlist may name addresses, and rare decoders are where it is attacked.
+CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9", "libdav1d", "mjpeg", "msmpeg4v2", "wmv2", "wmv3")
+SAFE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,asf",
+    "codec_whitelist": ",".join(CODECS),
+}
 NAMED = 12  # names that a message lists before it says how many more there are
 _POLISH = "transcription-engchi-polish.csv"
 
@@ -388,8 +395,9 @@ def _drawn(path: Path, rng: np.random.Generator) -> Image.Image:
     av = _pyav(path)
     held = None
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:  # a playlist may name addresses
+        with av.open(f"file:{path}", options=SAFE) as container:
             for stream in container.streams.video[:1]:
+                _check_codec(path, stream.codec_context.name)
                 stream.thread_type = "AUTO"
                 for i, decoded in enumerate(container.decode(stream)):
                     held = decoded if rng.random() * (i + 1) < 1 else held
@@ -399,6 +407,14 @@ def _drawn(path: Path, rng: np.random.Generator) -> Image.Image:
     if image is None:
         raise InputError(f"The video {path} has no frames; copy it again, or leave this clip out.")
     return image
+
+
+def _check_codec(path: Path, codec: str) -> None:
+    if codec not in CODECS:
+        raise InputError(
+            f"The video {path} is packed with {codec!r}; expected one of {', '.join(CODECS)}. Convert it, for instance by ffmpeg "
+            f"-i {path.name} -c:v libx264 {path.stem}.mp4, or put pictures of its frames into a folder {path.stem}/ in its place."
+        )
 
 
 def _pyav(path: Path) -> ModuleType:

@@ -28,7 +28,25 @@ from emointerp.gallery.settings import FILE, Settings
 
 OFFLINE = {"autoinstall_known_extensions": "false"}  # DuckDB fetches nothing
 IMAGES, FEATURES, COUNTS, FAILURES = "images.parquet", "features.parquet", "counts.parquet", "failures.parquet"
+PACKED = {"ZSTD", "SNAPPY", "UNCOMPRESSED"}  # what DuckDB is given to unpack; ours are ZSTD
 CODES_A_GROUP, ENTRIES_A_GROUP = 2048, 122_880  # rows of images and of features that are read together
+
+
+def check_packing(files: Iterable[Path]) -> None:
+    """InputError where a table is damaged, or packed with what we never use: DuckDB's Brotli is not safe (docs/security.md)."""
+    for file in files:
+        try:
+            groups = pq.read_metadata(file)
+            found = {
+                groups.row_group(i).column(j).compression for i in range(groups.num_row_groups) for j in range(groups.num_columns)
+            }
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"The gallery's tables are damaged ({file}: {error}); make it in a new folder.") from error
+        if strange := found - PACKED:
+            raise InputError(
+                f"{file} is packed with {', '.join(sorted(strange)).lower()}, which no gallery of ours is, and was not read; make "
+                "the gallery in a new folder."
+            )
 
 
 def tables(folder: Path, settings: Settings) -> Path:
@@ -124,6 +142,7 @@ class Work:
         """What there is of each path last, numbered in order of paths; and all failures. How many pictures come from batches."""
         ask, old = self.connection, tables(self.folder, self.settings)
         sources = ["SELECT * FROM parts"] if any(self.parts.glob("*.parquet")) else []
+        check_packing([*self.parts.glob("*.parquet"), *old.glob(IMAGES)])
         if sources:
             ask.read_parquet(f"{glob.escape(str(self.parts))}/*.parquet", filename=True).create_view("parts", replace=True)
         if old.exists():

@@ -19,7 +19,7 @@ from emointerp.gallery.extraction import Reader, coded
 from emointerp.gallery.found import Found
 from emointerp.gallery.listing import Listed
 from emointerp.gallery.settings import FILE, Settings
-from emointerp.gallery.tables import COUNTS, FAILURES, FEATURES, IMAGES, OFFLINE, tables
+from emointerp.gallery.tables import COUNTS, FAILURES, FEATURES, IMAGES, OFFLINE, check_packing, tables
 from emointerp.models import Tower
 from emointerp.sae import SAE
 
@@ -60,6 +60,7 @@ class Gallery:
         gallery = cls(folder, Path(pictures or settings.pictures), settings)
         if missing := [name for name in (IMAGES, FEATURES, COUNTS, FAILURES) if not gallery._file(name).is_file()]:
             raise InputError(f"The gallery in {folder} lacks {', '.join(missing)}; make it again in a new folder.")
+        check_packing(gallery._file(name) for name in (IMAGES, FEATURES, COUNTS, FAILURES))
         return gallery
 
     def __len__(self) -> int:
