@@ -255,7 +255,9 @@ def reproduce(
         list[str] | None, typer.Option(help="A step, with what it stands on; may be given several times. By default all.")
     ] = None,
     size: Annotated[str, typer.Option(help="How much is measured: full or quick.")] = "full",
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done, and about how long it takes.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be done with these pairs and steps, and how long it takes, about.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Do again what no longer stands in a folder of another model, pairs or size.")
     ] = False,
@@ -267,7 +269,7 @@ def reproduce(
 
     out = out or Path(f"emointerp-{paper.value}")
     if plan:
-        print(reproduce.plan_text(model, data, out, size=size))
+        print(reproduce.plan_text(model, pairs, data, out, size=size, only=only or ()))
     else:
         page = reproduce.run(model, pairs, data, out, size=size, only=only or (), force=force, device=device, dtype=dtype)
         print(f"Page: {page}")

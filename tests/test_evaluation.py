@@ -19,12 +19,13 @@ from tiny_models import picture, random_folder
 from emointerp import cli
 from emointerp.circuit import revision
 from emointerp.emotions import BASIC
-from emointerp.errors import InputError
+from emointerp.errors import InputError, OutputError
 from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, pai, world_items
 from emointerp.evaluation import benchmarks as benchmarks_module
 from emointerp.evaluation.benchmarks import run_mer_unibench, standard, write_table
 from emointerp.evaluation.items import BLANK, CALM, CONFLICT, HARD, NEUTRALS, QUESTIONS, SETS, SHUFFLED, SWAPPED, WORLD
 from emointerp.evaluation.mer_unibench import frame
+from emointerp.files import alone
 from emointerp.models import to_image
 from emointerp.statistics import Interval
 from emointerp.tracing import AddVector
@@ -552,6 +553,30 @@ def test_mer_unibench_is_asked_and_scored_set_by_set(tmp_path, monkeypatch):
     assert {item.text for item in asked} == {'I said: "None of them, \u201cfine\u201d"', "I said nothing."}
     assert "MER2023" in write_table(table, tmp_path / "out")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "scores.csv", keep_default_na=False), table, check_dtype=False)
+
+
+@mer
+def test_mer_unibench_is_asked_in_batches_for_answers_of_the_length_that_was_named(tmp_path):
+    """The two clips come as the first item, which warms up, and then one at a time; or both together, at the lengths of before."""
+    write(tmp_path / "data", "MER2023")
+    asked = []
+    method = Method("none", lambda vlm, some, decoding: [asked.append((len(some), decoding.max_new_tokens)) or GLAD] * len(some))
+    run = {"vlm": tiny(), "methods": [method], "data": tmp_path / "data", "progress": False}
+    run_mer_unibench(**run, folder=tmp_path / "one", max_new_tokens=7, batch=1)
+    assert asked == [(1, 2), (1, 7), (1, 7)]
+    asked.clear()
+    run_mer_unibench(**run, folder=tmp_path / "all")
+    assert asked == [(1, 2), (2, 64)]
+    with pytest.raises(InputError, match="decoding.max_new_tokens was 7, is 8"):
+        run_mer_unibench(**run, folder=tmp_path / "one", max_new_tokens=8, batch=1)
+
+
+@mer
+def test_mer_unibench_in_a_folder_that_is_in_use_draws_no_frame(tmp_path, monkeypatch):
+    write(tmp_path / "data", "MER2023")
+    monkeypatch.setattr("emointerp.evaluation.benchmarks._item", pytest.fail)
+    with alone(tmp_path / "out"), pytest.raises(OutputError, match="Another run is at work in .*out"):
+        run_mer_unibench(tiny(), [canned("none")], tmp_path / "data", tmp_path / "out", progress=False)
 
 
 @mer

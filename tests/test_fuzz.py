@@ -550,12 +550,17 @@ def test_every_command_ends_in_an_exit_code_and_a_sentence(bodies, monkeypatch, 
 # what fell over once
 
 
-def refused(words: str, call: Callable[[], Any], error: type = InputError) -> None:
-    with pytest.raises(error, match=words):
-        call()
+@pytest.fixture
+def refused(record_property):
+    def check(words: str, call: Callable[[], Any], error: type = InputError) -> None:
+        with pytest.raises(error, match=words):
+            call()
+        record_property("tried", 1)
+
+    return check
 
 
-def test_pictures_that_fell_over():
+def test_pictures_that_fell_over(refused):
     refused("0 x 7 pixels shows nothing", lambda: to_image(Image.new("RGB", (0, 7))))
     refused("cannot be turned into RGB .*La", lambda: to_image(Image.new("La", (2, 2))))
     mask = Image.new("1", (2, 2))
@@ -566,25 +571,25 @@ def test_pictures_that_fell_over():
     refused("4000 x 1 pixels beside this text: absolute aspect ratio", lambda: vlm.prompt(line, "I."))
 
 
-def test_texts_that_fell_over(tmp_path):
+def test_texts_that_fell_over(tmp_path, refused):
     for name in ("instruction", "answer"):
         refused("holds bytes that are no text", lambda name=name: VLM.prompt(picture(1), "The phone rang.", **{name: "\ud800"}))
     pair = Pair(small("a"), small("b"), "The phone rang.", "joy", name="\ud800")
     refused("cannot be written", lambda: save_pairs([pair], tmp_path), OutputError)
 
 
-def test_paths_that_fell_over():
+def test_paths_that_fell_over(refused):
     for ask in FROM_PATH:
         refused("", lambda ask=ask: ask("x" * 5000))
     refused("holds no edits", lambda: load_edits(""))
     refused("cannot be written", lambda: save_edits([], ""), OutputError)
 
 
-def test_edits_that_fell_over():
+def test_edits_that_fell_over(refused):
     refused("alpha is 1000.*expected a finite number", lambda: AddVector(1, torch.ones(3), 10**400))
 
 
-def test_saved_edits_that_fell_over(tmp_path):
+def test_saved_edits_that_fell_over(tmp_path, refused):
     file = tmp_path / "e.json"
     refused("holds no edits that can be read", lambda: load_edits(file))
     save_edits([AddVector(1, torch.ones(3))], file)
@@ -599,7 +604,7 @@ def test_saved_edits_that_fell_over(tmp_path):
     refused("vector is not the tensor that was saved with it", lambda: load_edits(file))
 
 
-def test_saes_that_fell_over(tmp_path):
+def test_saes_that_fell_over(tmp_path, refused):
     save_sae(SAE.random(4, 8, 2), tmp_path)
     settings, held = json.loads((tmp_path / "sae.json").read_text()), load_file(tmp_path / "weights.safetensors")
     (tmp_path / "sae.json").write_text(json.dumps(settings | {"k": 2.5}))
@@ -609,7 +614,7 @@ def test_saes_that_fell_over(tmp_path):
     torch.testing.assert_close(load_sae(tmp_path)(torch.ones(1, 4)), SAE.random(4, 8, 2)(torch.ones(1, 4)))
 
 
-def test_galleries_that_fell_over(tmp_path):
+def test_galleries_that_fell_over(tmp_path, refused):
     ask = gallery(tmp_path)
     file = tmp_path / "made/gallery.json"
     held = json.loads(file.read_text())
@@ -625,7 +630,7 @@ def test_galleries_that_fell_over(tmp_path):
         table.write_bytes(data)
 
 
-def test_tables_of_emotic_that_fell_over(tmp_path):
+def test_tables_of_emotic_that_fell_over(tmp_path, refused):
     ask = emotic(write_arrays)(tmp_path)
     table = pd.read_csv(tmp_path / "train.csv", dtype=str)
     for words in ("5", "[5]", "(" * 300):
@@ -640,12 +645,12 @@ def test_tables_of_emotic_that_fell_over(tmp_path):
     refused("is no plain array", ask)
 
 
-def test_sheets_that_are_not_utf8(tmp_path):
+def test_sheets_that_are_not_utf8(tmp_path, refused):
     ask = wheel_sheets(tmp_path)
     (tmp_path / "format.csv").write_bytes(b"name,format\nm\xffd,x\n")
     refused("is no CSV table in UTF-8", ask)
 
 
 @pytest.mark.parametrize("dtype", ["", "int8", "float", "\ud800"])
-def test_a_dtype_that_is_none(dtype):
+def test_a_dtype_that_is_none(dtype, refused):
     refused("expected auto, float32, bfloat16, float16", lambda: load(dtype=dtype))

@@ -137,6 +137,18 @@ def test_rows_of_another_machine_are_taken_with_what_they_say_of_it(kept, capsys
         run.main(["--take", "real_sizes", str(file)])
 
 
+def test_faults_are_on_the_page_once_they_were_counted(kept):
+    (kept / "faults.json").unlink(missing_ok=True)
+    report.main([])
+    assert "## Faults tried" not in report.PAGE.read_text()
+    file = kept.parent / "rows.json"
+    file.write_text(json.dumps([{"what": "a full disk", "tried": 1342, "survived": 1341, "tests": 24}]))
+    run.main(["--take", "faults", str(file)])
+    before, _, told = report.PAGE.read_text().partition("\n## Faults tried\n")
+    assert "\n| what | tried | survived | tests |\n| --- | --- | --- | --- |\n| a full disk | 1,342 | 1,341 | 24 |\n" in told
+    assert "## How long panels take" in before and "## A release, rehearsed" in told
+
+
 def test_all_goes_on_with_what_is_missing_or_old(kept, monkeypatch):
     monkeypatch.setattr(report, "SECTIONS", dict.fromkeys(["old", "new", "missing", "missing-gpu"], "mark.py"))
     monkeypatch.setattr(report.torch.cuda, "is_available", lambda: False)

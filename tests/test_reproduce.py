@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import test_mer_unibench
 import tiny_families
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from emointerp import reproduce
@@ -22,9 +24,12 @@ from emointerp.emotions import BASIC, hit_rate, words_for
 from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import CONFLICT
 from emointerp.evaluation.mer_unibench import SETS
+from emointerp.files import alone
+from emointerp.flow import Flow
 from emointerp.heads.check import _Kept
 from emointerp.pairs import TABLE, Pair, fingerprint, save_pairs, world_pairs
-from emointerp.reproduce import kept, mending, roads, runner
+from emointerp.reproduce import kept, layers, mending, roads, runner, sizes
+from emointerp.reproduce import task as task_module
 from emointerp.reproduce.claims import comparison, digest
 from emointerp.reproduce.kept import STAMP, Parts, Result, Steps, from_parquet
 from emointerp.reproduce.layers import _chosen, stage_gains
@@ -35,6 +40,7 @@ from emointerp.reproduce.task import Task
 from emointerp.statistics import Interval
 from emointerp.steering import Steering
 from emointerp.tour.chapter import Chapter, left_out
+from emointerp.tracing.overflow import Overflow
 
 FAMILY = "llava_clip"
 TWO = ("joy", "fear")
@@ -303,7 +309,78 @@ def test_a_function_check_killed_as_it_begins_or_goes_on_leaves_no_half_of_a_fil
     assert _Kept(file, settings).rows == [{"value": [1.0]}]
 
 
+def overflowing(*args, **options):
+    raise Overflow("Numbers are not finite in layer 1.")
+
+
+def test_what_a_models_error_left_out_is_tried_again_and_only_that(whole_run, copied, no_page, monkeypatch):
+    """An InputError is a finding and stays; what was made is read from its parts, which go when nothing is lacking."""
+    pairs, out = copied
+    place, steps = out / "steps" / "05-flow", Steps(out / "steps")
+    (place / STAMP).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(roads, "knockouts", overflowing)
+        again(pairs, out)
+    assert steps.stamp("05-flow")["unfinished"] and len(list(place.glob("parts-*"))) == 1
+    facts = json.loads((place / "facts.json").read_text())["facts"]
+    assert facts["again"] == ["windows", "cut"] == list(facts["left out"]) and "not finite in layer 1" in facts["left out"]["cut"]
+    assert not (place / "cut.parquet").exists() and (place / "saliency.parquet").exists()
+    assert reproduce.plan(str(tiny_families.folder(FAMILY)), pairs, out=out, size=TINIEST).finished["flow"] == "in part"
+    lines = task_module.lines_left_out(facts)
+    assert lines[1] == "Left out, cut: Numbers are not finite in layer 1. The next run tries it again."
+    stamp = (place / STAMP).read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(roads, "knockouts", overflowing)
+        again(pairs, out)  # fails alike: what is kept stays as it is
+        assert (place / STAMP).read_text() == stamp
+    for name in ("information_flow", "patching"):
+        monkeypatch.setattr(roads, name, lambda *args, name=name, **options: pytest.fail(f"{name} was measured again"))
+    again(pairs, out)
+    assert_equal(whole_run[1], out)
+    assert not steps.stamp("05-flow")["unfinished"] and not list(place.glob("parts-*"))
+
+
+def test_cases_do_not_wait_for_veena_and_show_it_where_it_is(copied, monkeypatch):
+    pairs, out = copied
+    assert runner._wanted(["cases"]) == {"pairs", "vectors", "layers", "heads", "cases"}
+    with monkeypatch.context() as patch:
+        for step in reproduce.STEPS:
+            patch.setattr(step, "measure", lambda task: pytest.fail("measured again"))
+        again(pairs, out, only=["cases"])
+    assert "<th>with VEENA</th>" in (out / "index.html").read_text()
+    (out / "steps" / "08-veena" / STAMP).unlink()
+    monkeypatch.setattr(mending, "measure", lambda task: pytest.fail("VEENA was not asked for"))
+    again(pairs, out, only=["cases"])
+    results, page = json.loads((out / "results.json").read_text()), (out / "index.html").read_text()
+    assert results["chapters"]["cases"] == "ran" and results["chapters"]["veena"] == "left out"
+    assert {row["method"] for row in results["cases"]["stories"]} == {"as it is", "pushed"}
+    assert "<th>with VEENA</th>" not in page and "VEENA is not among them" in page
+
+
+def test_versions_are_noted_and_told_where_they_differ_and_nothing_is_done_again(copied, monkeypatch):
+    pairs, out = copied
+    results = json.loads((out / "results.json").read_text())
+    (said,) = results["versions"]
+    assert said == f"torch {version('torch')} and transformers {version('transformers')}" and results["versions"][said] == NAMES
+    assert said in (out / "index.html").read_text() and "Beware" not in (out / "index.html").read_text()
+    file = out / "steps" / "02-vectors" / STAMP
+    stamp = json.loads(file.read_text())
+    file.write_text(json.dumps(stamp | {"versions": {"torch": "1.0", "transformers": "4.0"}}))
+    for step in reproduce.STEPS:
+        monkeypatch.setattr(step, "measure", lambda task: pytest.fail("measured again"))
+    again(pairs, out)
+    page = (out / "index.html").read_text()
+    assert "<b>Beware</b>: Steps were measured with different versions" in page
+    assert "torch 1.0 and transformers 4.0 (vectors)" in page
+    assert json.loads((out / "results.json").read_text())["versions"]["torch 1.0 and transformers 4.0"] == ["vectors"]
+
+
 # whose folder it is
+
+
+def test_a_second_run_in_a_folder_is_refused_before_a_model_is_loaded(tmp_path):
+    with alone(tmp_path / "out"), pytest.raises(OutputError, match="Another run is at work in .*out"):
+        reproduce.run("no/such-model", out=tmp_path / "out", size="quick")
 
 
 def test_a_folder_of_another_run_is_left_alone_and_with_force_done_again(copied, tmp_path):
@@ -372,12 +449,13 @@ def test_the_command_line_asks_for_the_same(monkeypatch, capsys, tmp_path, whole
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2 and "No table of pairs at" in capsys.readouterr().err
-    folder = str(tiny_families.folder(FAMILY))
-    monkeypatch.setattr(sys, "argv", ["emointerp", "reproduce", "veena", "--plan", "--model", folder, "--out", str(out)])
+    monkeypatch.setitem(sizes.NAMED, "tiniest", TINIEST)
+    folder, asked = str(tiny_families.folder(FAMILY)), ["--pairs", str(pairs), "--size", "tiniest", "--only", "layers"]
+    monkeypatch.setattr(sys, "argv", ["emointerp", "reproduce", "veena", "--plan", "--model", folder, "--out", str(out), *asked])
     with pytest.raises(SystemExit):
         main()
     said = capsys.readouterr().out
-    assert "A100 80 GB" in said and said.count("yes") == len(NAMES)
+    assert "A100 80 GB" in said and said.count("yes") == 3 and "test 4 of 4" in said and "heads" not in said
 
 
 # a model without the words
@@ -396,8 +474,8 @@ def test_what_a_model_cannot_do_is_told_and_the_rest_goes_on(tmp_path, whole_run
     assert results["lens"]["left out"].startswith("Left out: No word of disgust, joy begins with a token of its own")
     assert results["flow"]["left out"].startswith("Not asked for: this run was of pairs, vectors, layers, lens, heads")
     assert set(results["heads"]["check"]) == {"mean-ablation", "resample-ablation", "restoration"}
-    kept_heads = Steps(tmp_path / "out" / "steps").stamp("06-heads")
-    assert "parts" not in kept_heads
+    stamp = Steps(tmp_path / "out" / "steps").stamp("06-heads")
+    assert not stamp["unfinished"] and not list((tmp_path / "out" / "steps" / "06-heads").glob("parts-*"))
 
 
 # the pairs
@@ -463,7 +541,45 @@ def test_too_few_pairs_are_refused(tmp_path):
 
 def test_one_event_for_all_is_told(tmp_path):
     found = from_table(told(tmp_path / "a", split="", event="I counted the same seven buttons twice."))
-    assert found.shared_events and "Events stand in several parts" in " ".join(found.said)
+    assert found.shared_events and found.warned[0].startswith("Events stand in several parts") and len(found.warned) == 1
+
+
+def one_neutral(folder, splits):
+    """A table of 24 pairs of which all have the first one's neutral picture."""
+    told(folder, split=splits)
+    table = pd.read_csv(folder / TABLE, keep_default_na=False)
+    table.assign(neutral=table.neutral[0]).to_csv(folder / TABLE, index=False)
+    return folder
+
+
+def test_neutral_pictures_that_pairs_share_are_told(tmp_path):
+    found = from_table(one_neutral(tmp_path / "a", ["train"] * 12 + ["selection"] * 6 + ["test"] * 6))
+    across, crowded = found.warned[-2:]
+    assert across == "Neutral pictures stand in several parts (1 of 1): what is chosen beside one is tested beside the same."
+    assert "pairs: direction 1 for 8, selection 1 for 6, tuning 1 for 4, test 1 for 6): such pairs are not independent" in crowded
+    parted = from_table(one_neutral(tmp_path / "b", ""))
+    assert "parted here, by emotional picture." in " ".join(parted.said)
+    assert parted.warned[-2] == across and "Many pairs share a neutral picture" in parted.warned[-1]
+    assert min(parted.counts.values()) >= 2 and sum(parted.counts.values()) == 24
+    folder = told(tmp_path / "c", split=["train"] * 12 + ["selection"] * 6 + ["test"] * 6)
+    assert "Neutral pictures stand in several parts (1 of 22)" in from_table(folder).warned[-1], "an empty scene"
+    table = pd.read_csv(folder / TABLE)
+    table.loc[23, "neutral"] = table.loc[0, "emotional"]
+    table.to_csv(folder / TABLE, index=False)
+    assert "Neutral pictures stand in several parts (2 of 22)" in from_table(folder).warned[-1], "and an emotional picture"
+
+
+def test_pairs_are_known_by_what_their_pictures_show_and_not_by_where_they_lie(tmp_path):
+    here, there = told(tmp_path / "a", split=""), told(tmp_path / "b" / "c", split="")
+    (there / "000_anger.png").rename(there / "another name.png")
+    table = (there / TABLE).read_text().replace("000_anger.png", "another name.png")
+    (there / TABLE).write_text(table)
+    assert from_table(here).fingerprint == from_table(there).fingerprint
+    with Image.open(there / "another name.png") as picture:
+        red, *rest = picture.getpixel((5, 5))
+        picture.putpixel((5, 5), (red ^ 1, *rest))
+        picture.save(there / "another name.png")
+    assert from_table(here).fingerprint != from_table(there).fingerprint
 
 
 # MER-UniBench
@@ -473,7 +589,7 @@ def test_a_copy_of_the_benchmark_takes_the_place_of_the_drawn_sets(whole_run, tm
     pairs, out = whole_run
     test_mer_unibench.write(tmp_path / "data", "MER2023")
     material, steps = from_table(pairs), Steps(out / "steps")
-    task = Task(tiny_families.vlm(FAMILY), material, TINIEST)
+    task = Task(tiny_families.vlm(FAMILY), material, TINIEST, batch=5)
     found, walk = {}, Walk(task, steps)
     for step in reproduce.STEPS[:7]:
         found[step.NAME] = walk.kept(step, found)
@@ -482,9 +598,31 @@ def test_a_copy_of_the_benchmark_takes_the_place_of_the_drawn_sets(whole_run, tm
         result = mending.measure(task)
     table = result.tables["benchmark"]
     assert set(table.seed) == {0, 1} and {"none", "VEENA"} <= set(table.method) and "answers" not in result.tables
+    asked = [
+        json.loads(file.read_text())["settings"]["decoding"] for file in (tmp_path / "parts").glob("benchmark-*/settings.json")
+    ]
+    assert [(one["max_new_tokens"], one["batch"], one["temperature"]) for one in asked] == [(TINIEST.tokens, 5, 0.7)] * 2
     chapter = mending.chapter(task, result)
     none = table[(table.method == "none") & (table["set"] == f"mean of 1 of {len(SETS)} sets")].percent
     assert chapter.found["baseline"] == f"{none.mean():.1f} ({none.min():.1f} to {none.max():.1f} over seeds), mean of 1 of 9 sets"
+
+
+def test_a_copy_is_known_by_its_labels_and_by_names_and_sizes_of_its_clips(tmp_path):
+    own = test_mer_unibench.write(tmp_path / "data", "MER2023")
+    clip, before = next((own / "video").iterdir()), runner._copy(tmp_path / "data")
+    test_mer_unibench.write(tmp_path / "elsewhere", "MER2023")
+    (own / "video" / ".DS_Store").write_text("")
+    assert set(before) == {"MER2023"} and runner._copy(tmp_path / "elsewhere") == before
+    held = clip.read_bytes()
+    clip.write_bytes(held + b"more")
+    assert runner._copy(tmp_path / "data") != before
+    clip.write_bytes(bytes(len(held)))
+    assert runner._copy(tmp_path / "data") == before, "contents are not read: there may be hundreds of gigabytes"
+    clip.rename(clip.with_name("other.png"))
+    assert runner._copy(tmp_path / "data") != before
+    clip.with_name("other.png").rename(clip)
+    (own / SETS["MER2023"].transcripts).write_text("name,english\na,other\nb,words\n")
+    assert runner._copy(tmp_path / "data") != before
 
 
 # figures, sizes, plans
@@ -504,12 +642,27 @@ def test_a_figure_can_be_compared_only_where_model_and_questions_are_the_same():
     assert (table.source.str.len() > 10).all()
 
 
-def test_the_stages_are_parts_of_any_depth_and_gains_are_means_over_their_layers():
+def test_the_stages_are_parts_of_any_depth_and_their_gains_stand_beside_random_directions():
+    """Four pairs, two layers, a stage each; of the deep one S gains in two pairs, and one of two random draws in one of these."""
     assert stages(32)["middle"] == tuple(range(8, 20)) and stages(2) == {"middle": (0,), "deep": (1,)}
-    rows = [(pair, layer, after, 0.0) for pair, two in enumerate([(1.0, 0.0), (1.0, 1.0)]) for layer, after in enumerate(two)]
-    table = pd.DataFrame(rows, columns=["pair", "layer", "hit", "hit_before"]).assign(direction="S")
+    after = {("S", 0): [[1, 1, 1, 1], [1, 1, 0, 0]], ("random", 0): [[0] * 4, [1, 0, 0, 0]], ("random", 1): [[0] * 4, [0] * 4]}
+    rows = [
+        (*key, layer, pair, float(hit))
+        for key, both in after.items()
+        for layer, hits in enumerate(both)
+        for pair, hit in enumerate(hits)
+    ]
+    table = pd.DataFrame(rows, columns=["direction", "draw", "layer", "pair", "hit"]).assign(hit_before=0.0)
     found = stage_gains(table, 2)
-    assert found["middle"].mean == 1.0 and found["deep"].mean == 0.5 and found["deep"].n == 2
+    means = {name: [one.value["effect"].mean, one.value["random"].mean, one.less["random"].mean] for name, one in found.items()}
+    assert means == {"middle": [1.0, 0.0, 1.0], "deep": [0.5, 0.125, 0.375]} and found["deep"].value["effect"].n == 4
+    p = [one.p["random"] for one in found.values()]
+    assert p == pytest.approx([1 / 16, 1 / 4], abs=0.02)  # of all signs: all four positive, and the two that differ
+    rows = layers._stage_rows(found, 2)
+    assert rows["draws that gain as much"].tolist() == ["0 of 2", "0 of 2"]
+    assert rows["p (Holm)"].astype(float).tolist() == pytest.approx([2 * p[0], p[1]], abs=1e-4)
+    line = layers._stage_line(found)
+    assert "middle +100 [" in line and "deep +50 [" in line and line.count("random directions 0 [") == 1 and "+12 [" in line
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
@@ -539,13 +692,33 @@ def test_parts_are_measured_once_and_number_pairs_as_if_measured_together(tmp_pa
 
 
 def test_the_plan_says_what_is_finished_and_adds_up(whole_run):
-    _, out = whole_run
-    frame = reproduce.plan(str(tiny_families.folder(FAMILY)), out=out, size="full")
-    assert frame.index.tolist() == [*NAMES, "all"] and frame.finished.tolist() == ["yes"] * 9 + [""]
+    pairs, out = whole_run
+    asked = {"model": str(tiny_families.folder(FAMILY)), "out": out}
+    frame = reproduce.plan(**asked, size="full")
+    assert frame.index.tolist() == [*NAMES, "all"] and frame.finished.tolist() == ["no"] * 9 + [""]
     assert frame.stories["all"] == pytest.approx(frame.stories[:-1].sum()) and frame.stories["veena"] > 1000
     hours = frame["A100 80 GB, h"]
     assert hours["all"] == pytest.approx(hours[:-1].sum()) and 0 < hours["heads"]
-    assert "computed and not measured" in reproduce.plan_text(str(tiny_families.folder(FAMILY)), out=out)
+    assert reproduce.plan(**asked, pairs=pairs, size=TINIEST).finished.tolist() == ["yes"] * 9 + [""]
+    assert reproduce.plan(**asked, size=TINIEST).finished.tolist() == ["no"] * 9 + [""], "these are other pairs"
+
+
+def test_the_plan_counts_the_pairs_that_there_are_and_the_steps_that_are_asked_for(tmp_path):
+    """Of 24 pairs 8 are for directions, 4 for tuning, 6 each for selection and test; a size would take 120, 48, 48 and 48."""
+    splits = ["train"] * 12 + ["selection"] * 6 + ["test"] * 6
+    pairs = told(tmp_path / "a", split=splits, event="I counted the same seven buttons twice.")
+    asked = {"model": str(tiny_families.folder(FAMILY)), "pairs": pairs, "out": tmp_path / "out"}
+    frame = reproduce.plan(**asked, only=["layers"])
+    assert frame.index.tolist() == ["pairs", "vectors", "layers", "all"] and frame.stories["vectors"] == 2 * 8
+    # 4 layers, 6 selection pairs at 6 strengths, 6 test pairs under S and 5 random directions; both sides of all by themselves
+    assert frame.prompts["layers"] == 4 * (6 * 6 + 6 * 6) and frame.stories["layers"] == 4 * (6 * 6 + 6 * 6) + 2 * 12
+    said = reproduce.plan_text(**asked, only=["layers"])
+    assert f"Pairs of {pairs}: direction 8 of 8, selection 6 of 6, tuning 4 of 4, test 6 of 6." in said
+    assert "Beware: Events stand in several parts" in said and "computed and not measured" in said and "veena" not in said
+    drawn = reproduce.plan_text(asked["model"], out=tmp_path, size=TINIEST, only=["pairs"])
+    assert "Pairs of the drawn world: direction 4 of 4, selection 4 of 4, tuning 2 of 2, test 4 of 4." in drawn
+    with pytest.raises(InputError, match="There is no step 'head'"):
+        reproduce.plan(**asked, only=["head"])
 
 
 def test_the_benchmark_takes_the_longest_and_quick_is_less_than_full():
@@ -577,3 +750,108 @@ def test_the_last_layer_is_no_candidate_for_the_emotional_one():
     assert (by, alpha, l_emo) == ("clean", 2.0, 1) and set(won) == {"1", "2"} and won["1"] > 0.8
     nothing = replace(found, table=found.table.assign(clean=0.0, hit=0.0, hit_before=0.0, hit_goal=1.0))
     assert _chosen(nothing, [1, 2, 3], 4) == ("", 1.0, 2, {})
+
+
+def test_the_emotional_layer_has_the_largest_mean_gain_and_not_the_most_wins():
+    """Gains of four pairs; drawn anew, layer 1 wins oftenest, since layers 2 and 3 win where the same pairs are drawn."""
+    gains = {1: [1, 0, 0.5, 0], 2: [0, 0, 0.5, 1], 3: [0.5, 0, 0.5, 1]}
+    rows = [
+        {
+            "pair": i,
+            "direction": "S",
+            "draw": 0,
+            "layer": layer,
+            "alpha": 1.0,
+            "clean": gain,
+            "clean_before": 0.0,
+            "clean_goal": 1.0,
+        }
+        for layer, some in gains.items()
+        for i, gain in enumerate(some)
+    ]
+    by, _, l_emo, won = _chosen(Steering(pd.DataFrame(rows), ()), [1, 2, 3], 5)
+    assert (by, l_emo) == ("clean", 3) and max(won, key=won.get) == "1" and sum(won.values()) == pytest.approx(1)
+    table = pd.DataFrame({"value": [Interval(0.4, 0.3, 0.5, 4), Interval(0.1, 0, 0.2, 4)]}, index=["effect", "random"])
+    tested = table.assign(less=Interval(0.3, 0.2, 0.4, 4), p=0.0123, draws=1.0)
+    facts = {"l_emo": l_emo, "alpha": 1.0, "measure": by, "won": won}
+    chosen, claim = layers._layer_lines(facts, tested)
+    assert chosen.startswith("The emotional layer: 3, the one after which S makes the most stories of the selection part name the")
+    assert f"it is layer 1 in {won['1']:.0%}, 3 in {won['3']:.0%}, 2 in {won['2']:.0%} of the draws" in chosen
+    assert claim.startswith(
+        "On the test part, at that strength, S after layer 3 changes the share of stories that name the emotion"
+    )
+    assert "+40 [+30, +50] points" in claim and "+10 [0, +20] points" in claim and "(p = 0.0123)" in claim
+    assert "most stories name the emotion alone and stay fluent, each layer at its best strength, after layer 3" in layers._alt(
+        facts
+    )
+
+
+# what the page claims
+
+
+def mean_gain(table, direction, measure="hit"):
+    mine = table[table.direction == direction]
+    return (mine[measure] - mine[f"{measure}_before"]).groupby(mine.pair).mean().mean()
+
+
+def test_what_is_claimed_of_layers_comes_from_the_test_part_beside_random_directions(whole_run):
+    _, out = whole_run
+    results, page = json.loads((out / "results.json").read_text())["layers"], (out / "index.html").read_text()
+    tested = from_parquet(out / "steps" / "03-layers" / "tested.parquet")
+    for measure in ("clean", "hit"):
+        at = tested[tested.layer == results["l_emo"]]
+        for key, direction in (("S", "S"), ("random", "random")):
+            assert results["test"][measure][key]["mean"] == pytest.approx(mean_gain(at, direction, measure), abs=1e-4)
+    there = {name: run for name, run in stages(4).items() if set(run) & set(tested.layer)}
+    assert set(results["stages"]) == set(there) and all(0 < one["p"] <= 1 for one in results["stages"].values())
+    for name, run in there.items():
+        some = tested[tested.layer.isin(run)]
+        assert results["stages"][name]["random"]["mean"] == pytest.approx(mean_gain(some, "random"), abs=1e-4)
+    line = next(line for line in page.splitlines() if "beside random directions as long" in line)
+    assert len(there) > 1 and all(f"{name} " in line for name in there)
+    assert f"Layer {results['l_emo']}, on the test part" in page and "draws that gain as much" in page
+
+
+def test_a_road_that_is_cut_is_told_with_its_control_and_p(whole_run):
+    _, out = whole_run
+    cut = json.loads((out / "results.json").read_text())["flow"]["cut"]
+    table = from_parquet(out / "steps" / "05-flow" / "cut.parquet")
+    assert set(cut) == {"V->Q", "V->L", "Q->L", "V->Q+L"} == set(table.road)
+    for road, some in table.groupby("road"):
+        assert cut[road]["fall"]["mean"] == pytest.approx((some.baseline - some.value).mean(), abs=1e-4)
+        assert cut[road]["control"]["mean"] == pytest.approx((some.baseline - some.control).mean(), abs=1e-4)
+        assert cut[road]["p"] >= 0.45, "of two pairs, whose signs have four patterns"
+    page = (out / "index.html").read_text()
+    assert page.count(", control ") >= 4 and "Cut in all layers, beside other readers" in page
+
+
+def test_shares_of_saliency_are_of_sums_and_stand_beside_shares_of_edges():
+    """Layer 0: sums 8 and 2, layer 1: 4 and 6, so shares of 80% and 40%, 60% on average; eight of ten edges."""
+    rows = [("V->Q", 0, 1.0, 8), ("text->text", 0, 1.0, 2), ("V->Q", 1, 0.5, 8), ("text->text", 1, 3.0, 2)]
+    table = pd.DataFrame(rows, columns=["road", "layer", "value", "edges"])
+    both = [table.assign(pair=i, picture=picture, value=table.value * (1 if picture == "emotional" else 7 + i))
+            for i in range(2) for picture in ("emotional", "neutral")]  # fmt: skip
+    shares = roads._road_shares(Flow(pd.concat(both, ignore_index=True)))
+    assert shares.saliency.to_dict() == pytest.approx({"V->Q": 0.6, "text->text": 0.4})
+    assert shares.edges.to_dict() == pytest.approx({"V->Q": 0.8, "text->text": 0.2})
+    line = roads._saliency_line(shares)
+    assert "V->Q 60% (of the edges 80%), text->text 40% (of the edges 20%)" in line and "mean over layers" in line
+
+
+def test_heads_silenced_are_told_as_well_as_heads_restored_beside_random_sets(whole_run):
+    _, out = whole_run
+    check = json.loads((out / "results.json").read_text())["heads"]["check"]
+    place = out / "steps" / "06-heads"
+    table, sets = (from_parquet(place / f"{name}.parquet") for name in ("check", "sets"))
+    page = (out / "index.html").read_text()
+    line = next(line for line in page.splitlines() if "Silenced together the heads lose" in line)
+    for name, found in check.items():
+        moved = table[table.check == name].assign(moved=lambda t: t.value - t.own, gap=lambda t: t.goal - t.own)
+        shares = moved.groupby("set").moved.mean() / moved.groupby("set").gap.mean()
+        assert found["effect"]["mean"] == pytest.approx(shares[0], abs=1e-4)
+        assert found["random"] == pytest.approx(shares[1:].mean(), abs=1e-4)
+        assert found["p"] == pytest.approx((1 + (shares[1:] >= shares[0]).sum()) / len(shares), abs=1e-4)
+        assert f"(random sets {found['random']:.0%} on average, p = {found['p']:.3f})" in line
+        assert found["overlap"] == pytest.approx(sets.overlap[1:].mean(), abs=1e-4)
+        assert found["norm"] == pytest.approx(sets.norm[1:].mean() / sets.norm[0], abs=1e-4)
+    assert f"They hold {check['restoration']['overlap']:.0%} of the tested heads on average" in page

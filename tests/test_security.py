@@ -340,12 +340,13 @@ def test_code_beside_a_model_is_not_run(tmp_path):
     assert load_tower(tmp_path / "model").d == 32 and not (tmp_path / "was run").exists()
 
 
-def test_a_model_of_code_alone_is_refused(tmp_path):
+def test_a_model_of_code_alone_is_refused(tmp_path, record_property):
     file = planted_model(tmp_path) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "x"}))
     for opens in (ei.load, load_tower):
         with pytest.raises(ModelError, match="Cannot open"):
             opens(tmp_path / "model")
+        record_property("tried", 1)
     assert not (tmp_path / "was run").exists()
 
 
@@ -439,7 +440,7 @@ def test_emotic_writes_nothing_where_its_table_points(name, tmp_path):
     assert held(tmp_path) == before
 
 
-def test_clips_are_those_that_lie_in_the_folder_of_videos(tmp_path):
+def test_clips_are_those_that_lie_in_the_folder_of_videos(tmp_path, record_property):
     """Labels may name what they like: a row is a file that a listing gave, so its name has no folder in it."""
     from test_mer_unibench import write
 
@@ -458,6 +459,7 @@ def test_clips_are_those_that_lie_in_the_folder_of_videos(tmp_path):
     assert [file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*.jpg")] == [
         "frames/MER2023/-rf.jpg"
     ]
+    record_property("tried", len(data))
 
 
 @given(st.text(max_size=300), st.text(max_size=300))
@@ -570,7 +572,7 @@ print(json.dumps([told, peak() - start]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted and endless files are made as Linux has them")
-def test_no_picture_and_no_archive_takes_the_memory_or_never_ends(tmp_path):
+def test_no_picture_and_no_archive_takes_the_memory_or_never_ends(tmp_path, record_property):
     for name, (make, _) in BOMBS.items():
         make(tmp_path / name)
     for name in ("wheel2.xlsx", "wheel3.xlsx", "wheel4.xlsx", "wheel5.xlsx", "synonym.xlsx"):
@@ -587,3 +589,4 @@ def test_no_picture_and_no_archive_takes_the_memory_or_never_ends(tmp_path):
         assert words.startswith("(") or all(said.startswith("InputError") and name in said for said in told[name])
     print(f"{gigabytes:.2f} GB more than before")
     assert gigabytes < 1 and not (tmp_path / "was run").exists()
+    record_property("tried", len(told))

@@ -58,7 +58,7 @@ def moments(job: str, acts: int) -> list[int]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_killed_at_its_acts_a_job_goes_on_to_the_same(job, whole, tmp_path):
+def test_killed_at_its_acts_a_job_goes_on_to_the_same(job, whole, tmp_path, record_property):
     expected, acts = whole(job)
     killed = 0
     for at in moments(job, acts):
@@ -69,10 +69,11 @@ def test_killed_at_its_acts_a_job_goes_on_to_the_same(job, whole, tmp_path):
     assert done(job, tmp_path / "out")[0] == DONE
     assert left(tmp_path / "out") == expected
     print(f"{job}: {killed} kills at acts")
+    record_property("tried", killed)
 
 
 @pytest.mark.parametrize("job", ["indexing", "evaluation"])
-def test_killed_at_any_time_a_job_goes_on_to_the_same(job, whole, tmp_path):
+def test_killed_at_any_time_a_job_goes_on_to_the_same(job, whole, tmp_path, record_property):
     expected, _ = whole(job)
     rng = np.random.default_rng(None if TIMES else 3)
     killed = 0
@@ -81,6 +82,7 @@ def test_killed_at_any_time_a_job_goes_on_to_the_same(job, whole, tmp_path):
     assert done(job, tmp_path / "out")[0] == DONE
     assert left(tmp_path / "out") == expected
     print(f"{job}: {killed} kills by the clock")
+    record_property("tried", killed)
 
 
 # a full disk
@@ -88,12 +90,13 @@ def test_killed_at_any_time_a_job_goes_on_to_the_same(job, whole, tmp_path):
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("largest", [1, 700, 9000])
-def test_a_full_disk_is_told_in_words_and_the_next_run_goes_on(job, largest, whole, tmp_path):
+def test_a_full_disk_is_told_in_words_and_the_next_run_goes_on(job, largest, whole, tmp_path, record_property):
     expected, _ = whole(job)
     (tmp_path / "out").mkdir()
     said, _ = done(job, tmp_path / "out", Fate(largest=largest))
     assert said == DONE or said.startswith("OutputError: "), said
     assert said != DONE or largest > 1
+    record_property("tried", int(said != DONE))  # else all files were small enough
     assert done(job, tmp_path / "out")[0] == DONE
     assert left(tmp_path / "out") == expected
 
@@ -108,12 +111,13 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(job, tmp_path):
     assert done(job, tmp_path / "out")[0] == DONE
 
 
-def test_a_full_disk_leaves_the_report_and_the_edits_of_before(tmp_path):
+def test_a_full_disk_leaves_the_report_and_the_edits_of_before(tmp_path, record_property):
     for job, options in (("touring", {"event": "Something else happened to me."}), ("edits", {"alpha": 2.0})):
         assert done(job, tmp_path / job, **options)[0] == DONE
         before = left(tmp_path / job)
         assert done(job, tmp_path / job, Fate(largest=700))[0].startswith("OutputError: ")
         assert left(tmp_path / job) == before
+        record_property("tried", 1)
 
 
 # two at once
@@ -143,7 +147,7 @@ def test_two_evaluations_of_other_methods_do_not_mix(whole, tmp_path):
     assert (found["table.jsonl"], found["about.json"]) in [(some["table.jsonl"], some["about.json"]) for some in results]
 
 
-def test_two_tours_of_other_events_do_not_mix(tmp_path):
+def test_two_tours_of_other_events_do_not_mix(tmp_path, record_property):
     events = ["The phone rang while I was cooking.", "Somebody opened the door for me."]
     for force in (False, True):
         folder = tmp_path / f"out{force}"
@@ -153,9 +157,10 @@ def test_two_tours_of_other_events_do_not_mix(tmp_path):
         told = left(folder)["results.json"]["event"]
         assert told in (folder / "index.html").read_text()
         assert all(event == told or event not in (folder / "index.html").read_text() for event in events)
+        record_property("tried", 1)
 
 
-def test_two_saves_of_other_edits_do_not_mix(tmp_path):
+def test_two_saves_of_other_edits_do_not_mix(tmp_path, record_property):
     from emointerp.errors import InputError
     from emointerp.tracing import load_edits
 
@@ -167,6 +172,7 @@ def test_two_saves_of_other_edits_do_not_mix(tmp_path):
             assert "is not the tensor that was saved with it" in str(error)
         else:
             assert {(edit.alpha, float(edit.vector[0])) for edit in found} in ({(1.0, 1.0)}, {(2.0, 2.0)})
+        record_property("tried", 1)
 
 
 # no right to write

@@ -846,12 +846,25 @@ def command(*arguments, folder, **options):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_in_words(case, bad_files):
+def test_bad_input_is_refused_in_words(case, bad_files, monkeypatch, capsys):
     arguments, code, words = BAD[case]
     before = sorted(bad_files.rglob("*"))
-    done = command("tour", *arguments, folder=bad_files)
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(bad_files)
+    monkeypatch.setattr(sys, "argv", ["emointerp", "tour", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code, said
+    assert words in said and "Traceback" not in said
+    assert sorted(bad_files.rglob("*")) == before
+
+
+def test_a_refusal_in_a_process_of_its_own(bad_files):
+    """As a shell has it: the code that the process ends with, one line, and nothing written."""
+    before = sorted(bad_files.rglob("*"))
+    done = command("tour", "--image", "cut.png", folder=bad_files)
+    assert done.returncode == 2 and not done.stdout
+    assert re.fullmatch(r"emointerp: .*cut\.png .*damaged or cut off.*\n", done.stderr)
     assert sorted(bad_files.rglob("*")) == before
 
 

@@ -1,11 +1,16 @@
-"""The patch grid, the token strip and the steering panel: what they refuse, what they show where widgets are dead, their files."""
+"""The patch grid, the token strip and the steering panel: what they refuse, what they show where widgets are dead, their files.
+
+And what panels show before all is there: parts that are as right as the whole, in words that say what they are.
+"""
 
 import re
 import sys
+from dataclasses import replace
 from html import unescape
 from importlib.resources import files
 from xml.etree import ElementTree
 
+import ipywidgets
 import numpy as np
 import oracle
 import pytest
@@ -18,17 +23,23 @@ from emointerp import emotions
 from emointerp.directions import Directions
 from emointerp.errors import InputError
 from emointerp.markup import marked
+from emointerp.models import load_tower
 from emointerp.plots import COLORS
+from emointerp.sae.emotion import EmotionDirections
+from emointerp.saliency import saliency_map, toward
 from emointerp.start_here import EVENT
-from emointerp.tracing import AddVector, sweep
-from emointerp.widgets import PatchGrid, TokenStrip, steering
+from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, generate, sweep
+from emointerp.widgets import PatchGrid, TokenStrip, saliency, steering, veena
 from emointerp.widgets.drawing import cell_colors
+from emointerp.widgets.panel import Panel
 from emointerp.widgets.steering import ALPHAS, Push, Story, grid_html, prepared, stories_html
 from emointerp.widgets.tinted import RAMP
 from emointerp.world import sample
 
 QUARTERS = [[0, 0, 32, 16], [32, 0, 64, 16], [0, 16, 32, 32], [32, 16, 64, 32]]
 HOSTILE = "<script>alert(1)</script>\"'&"
+LETTER = "The letter lay on the table when I came home."
+STEERING, SALIENCY = (sys.modules[f"emointerp.widgets.{name}"] for name in ("steering", "saliency"))  # the package has functions so
 
 
 def grid(**traits) -> PatchGrid:
@@ -290,13 +301,13 @@ def test_no_push_leaves_the_story_as_it_is(panel):
 
 
 def test_a_change_costs_one_sweep_of_a_prompt_that_was_read(panel, monkeypatch):
-    asked = []
+    asked, lengths = [], []
 
-    def counted(vlm, prompt, edits, **options):
-        asked.append((prompt, len(edits)))
-        return sweep(vlm, prompt, edits, **options)
+    def counted(vlm, prompt, edits, metric=None, **options):
+        (asked if metric is None else lengths).append((prompt, len(edits)))
+        return sweep(vlm, prompt, edits, metric, **options)
 
-    monkeypatch.setattr(sys.modules["emointerp.widgets.steering"], "sweep", counted)  # the package has a function of this name
+    monkeypatch.setattr(STEERING, "sweep", counted)
     for name, value in [("alpha", 0.7), ("layer", 2), ("versus", "joy"), ("grid", True), ("alpha", 0.9), ("picture", "two")]:
         panel.controls[name].value = value
     cells = LAYERS * len(ALPHAS)
@@ -304,7 +315,7 @@ def test_a_change_costs_one_sweep_of_a_prompt_that_was_read(panel, monkeypatch):
     assert len({id(prompt) for prompt, _ in asked[:6]}) == 1 and asked[6][0] is not asked[5][0]
     panel.controls["picture"].value = "one"
     panel.controls["grid"].value = False
-    assert len(asked) == 9
+    assert len(asked) == 9 and len(lengths) == 2 + 3  # of each layer once: the other layers of "one", then all of "two"
 
 
 def test_the_grid_holds_the_stories_of_all_layers_and_alphas(panel, random_vlm):  # noqa: F811
@@ -413,3 +424,120 @@ def test_pictures_are_neutral_twins_and_their_scenes_where_none_are_given(random
     panel.controls["picture"].value = "fear"
     texts = [random_vlm.generate(random_vlm.prompt(s, EVENT)) for s in (scene.neutral(), scene)]
     assert [twin, panel.stories[0].text] == texts
+
+
+# what is there before all is
+
+
+def views(panel, **values) -> list[str]:
+    """All that the panel shows, one after the other, while its controls are set."""
+    seen = []
+    panel.view.observe(lambda change: seen.append(change["new"]), names="value")
+    for name, value in values.items():
+        panel.controls[name].value = value
+    panel.view.unobserve_all("value")
+    return seen
+
+
+def story(text: str) -> str:
+    """A whole story, or a whole part of one, as a view has it."""
+    return f'story">{marked(text, emotions.extract(text))}</div>'
+
+
+def test_a_part_is_shown_until_the_whole_is_there_and_never_while_a_page_is_made():
+    made = []
+
+    def compute(a: int) -> str:
+        for panel in made:
+            panel.so_far(f"half of {a}")
+        return f"all of {a}"
+
+    controls = {"a": ipywidgets.IntSlider(0, 0, 9)}
+    panel = Panel(controls, compute, ipywidgets.VBox(), first=lambda a: f"first of {a}" if a % 2 else None)
+    made.append(panel)
+    assert views(panel, a=3) == ["first of 3", "half of 3", "all of 3"] and views(panel, a=4) == ["half of 4", "all of 4"]
+    assert views(panel, a=3) == ["all of 3"]
+    assert panel._stands(5) == "all of 5" and panel.view.value == "all of 3"
+
+
+def test_a_new_event_shows_the_first_words_of_both_stories(panel, random_vlm):  # noqa: F811
+    prompt, edits = random_vlm.prompt(picture(1), LETTER), directions("fear", "joy").edits("fear", 1, 0.5)
+    *parts, whole = views(panel, event=LETTER)
+    assert len(parts) == 5  # after 12, 24, …, 60 tokens
+    for i, html in enumerate(parts):
+        before = random_vlm.generate(prompt, max_new_tokens=12 * (i + 1))
+        with oracle.hooked(random_vlm, edits, prompt):
+            after = random_vlm.generate(prompt, max_new_tokens=12 * (i + 1))
+        assert story(f"{before} …") in html and story(f"{after} …") in html and html.count('story">') == 2
+        assert "no push<b></b>" in html and "towards <b>fear</b>, alpha 0.5 after layer 1" in html
+        assert "the story names" not in html and "perplexity" not in html
+    assert story(generate(random_vlm, prompt)) in whole and story(generate(random_vlm, prompt, edits)) in whole
+    assert "the story names" in whole and "of the residual stream" in whole and panel.view.value == whole
+
+
+def test_what_is_known_of_an_event_is_not_shown_in_parts(panel):
+    assert len(views(panel, alpha=0.7)) == len(views(panel, layer=2)) == len(views(panel, versus="joy")) == 1
+    assert len(views(panel, grid=True)) == 1 and len(views(panel, grid=False, picture="two")) == 1 + 6
+    assert len(views(panel, picture="one")) == 1 and len(views(panel, event=LETTER)) == 6
+    assert len(views(panel, event=EVENT)) == len(views(panel, event=LETTER)) == 1
+
+
+def test_stories_of_which_one_has_ended_wait_for_the_whole_view(random_vlm):  # noqa: F811
+    """A logits processor sees those that go on, and not which they are."""
+    prompt, pushes, seen = random_vlm.prompt(picture(1), EVENT), (Push("fear", 1, 0.5),), []
+    watch = STEERING._watch(random_vlm, prompt, pushes, seen.append)
+    ids, logits = torch.full((2, len(prompt) + 12), 5), torch.zeros(2, 7)
+    assert watch(ids[:1], logits[:1]).shape == (1, 7) and watch(ids[:, :-1], logits) is logits and seen == []
+    assert watch(ids, logits) is logits and [(s.push, s.whole) for s in seen[0]] == [(None, False), (*pushes, False)]
+
+
+HEADS, NEURONS = [(2, 1), (0, 3), (1, 0)], [(2, 7), (1, 5)]
+BY_HAND = [
+    ScaleAttention(0, 16.0, ("query",), "visual", [3]), ScaleAttention(1, 16.0, ("query",), "visual", [0]),
+    ScaleAttention(2, 16.0, ("last", "answer"), "visual", [1]), ScaleNeurons(2, [7], 2.5), ScaleNeurons(1, [5], 2.5),
+]  # fmt: skip
+
+
+def test_the_story_without_veena_is_shown_before_the_other_is_told(random_vlm):  # noqa: F811
+    panel = veena(random_vlm, HEADS, NEURONS, 1, {"one": picture(1), "two": picture(2)}, EVENT, beta=16.0, gamma=2.5)
+    first, whole = views(panel, event=LETTER)
+    prompt = random_vlm.prompt(picture(1), LETTER)
+    before, after = generate(random_vlm, prompt), generate(random_vlm, prompt, BY_HAND)
+    with oracle.hooked(random_vlm, BY_HAND, prompt):
+        assert after == random_vlm.generate(prompt) != before
+    assert story(before) in first and first.count('story">') == first.count("reading …") == 1 and "perplexity" not in first
+    assert story(before) in whole and story(after) in whole and "reading …" not in whole and "perplexity" in whole
+    assert len(views(panel, beta=4.0)) == len(views(panel, event=EVENT)) == len(views(panel, cases=True)) == 1
+    assert len(views(panel, picture="two")) == 1  # told for the case study
+
+
+def test_a_map_of_many_copies_comes_after_one_of_the_first_few_of_them():
+    """These few by a loop over the noise of all."""
+    tower, scene = load_tower("tiny"), next(e.scene for e in sample("test", 9, 3, emotions=("joy",)) if e.scene.has_face)
+    known = EmotionDirections(("fear", "joy"), torch.randn(2, tower.d, generator=torch.Generator().manual_seed(0)), (1, 1))
+    panel, f = saliency(tower, {"joy": scene}, known), toward(tower, known.vector("joy"), "joy")
+    few, whole = views(panel, sigma=0.4)
+    assert whole == SALIENCY.compute(saliency_map(f, scene, n=25, sigma=0.4), scene)
+    assert "The map is a mean over 25 noisy copies.</p>" in whole and "over 4 noisy copies so far, of 25.</p>" in few
+    x, noise, slopes = f.pixels([scene]), torch.randn(25, 3, 128, 128, generator=torch.Generator().manual_seed(0)), []
+    for eps in noise[:4]:
+        noisy = (x + 0.4 * x.std() * eps).requires_grad_()
+        slopes.append(torch.autograd.grad(f(noisy).sum(), noisy)[0][0].abs().mean(0))
+    first = saliency_map(f, scene, n=4, sigma=0.4)
+    assert np.allclose(first.map, torch.stack(slopes).mean(0).numpy(), rtol=1e-3, atol=1e-6 * first.map.max())
+    assert few == SALIENCY.compute(first, scene, 25)
+    assert len(views(panel, n=16)) == 2 and len(views(panel, n=9)) == len(views(panel, method="gradient")) == 1
+    assert "over 1 noisy copy.</p>" in views(panel, n=1, method="smoothgrad")[-1]
+
+
+def test_a_map_made_of_a_known_gradient_is_the_chapters_own():
+    tower, scene = load_tower("tiny"), sample("test", 1, 3)[0].scene
+    f = toward(tower, torch.ones(tower.d), "all ones")
+    plain = saliency_map(f, scene, "gradient")
+    for method, settings in (("smoothgrad", {"n": 2, "sigma": 0.1}), ("grad-cam", {}), ("gradient", {}), ("random", {})):
+        one, other = SALIENCY.mapped(f, plain, method, **settings), saliency_map(f, scene, method, **settings)
+        assert (one.map == other.map).all() and (one.raw == other.raw).all() and (one.registers == other.registers).all()
+        assert (one.method, one.target, one.value, one.settings) == (other.method, other.target, other.value, other.settings)
+    still = replace(f, function=lambda pixels: 0 * pixels.sum((1, 2, 3)))
+    with pytest.raises(InputError, match="moves with none of its pixels"):
+        SALIENCY.mapped(still, plain, "smoothgrad", n=2)

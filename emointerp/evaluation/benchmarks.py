@@ -3,8 +3,7 @@ copy of EMOTIC, on which emotion directions are fitted and rank pictures."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC
 from emointerp.emotions.wheels import WheelsLike
-from emointerp.errors import InputError, OutputError
+from emointerp.errors import InputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
 from emointerp.evaluation.emotic import NOT_COMPARABLE, SPLITS, VIEWS, Emotic, Place, published, read_emotic
 from emointerp.evaluation.harness import Run, evaluate
@@ -30,7 +29,7 @@ from emointerp.evaluation.items import SETS, Item, world_items
 from emointerp.evaluation.mer_unibench import Row, benchmark_table, folders, read, score_set
 from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
 from emointerp.evaluation.tables import NONE, RATES, Evaluation
-from emointerp.files import alone, whole
+from emointerp.files import alone, whole, writing
 from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
 from emointerp.sae.emotion import SPARSE, EmotionScores, Labelled, emotion_scores
@@ -76,6 +75,8 @@ def run_mer_unibench(
     n: int | None = None,
     seed: int = 0,
     temperature: float = 0.0,
+    max_new_tokens: int = 64,
+    batch: int = 32,
     wheels: WheelsLike = None,
     skip_missing: bool = False,
     progress: bool = True,
@@ -84,7 +85,8 @@ def run_mer_unibench(
 
     The frame is drawn by `seed` and kept in `folder` (JPEG; for all nine sets some gigabytes), so that each video is opened once.
     The model is asked for a story of what was said, as everywhere here: the benchmark asks for emotions outright, so its published
-    means are for orientation. `n`: so many clips of each set, drawn by the seed. Finished cells are kept as in `evaluate`.
+    means are for orientation. `n`: so many clips of each set, drawn by the seed. Answers have at most `max_new_tokens` tokens and
+    are told `batch` at a time. Finished cells are kept as in `evaluate`; a folder with other settings is refused.
     """
     found = {name: read(place, name, wheels, skip_missing) for name, place in folders(data).items()}
     rows = {name: _some(one.rows, n, seed) for name, one in found.items()}
@@ -92,10 +94,11 @@ def run_mer_unibench(
         score_set(name, [""] * len(some), [row.gold for row in some], wheels)  # refuses now what cannot be scored later
     frames = Path(folder) / "frames" / f"seed-{seed}"
     total = sum(map(len, rows.values()))
-    with tqdm(total=total, desc="frames", disable=not progress) as bar:
-        sets = {name: [_item(name, row, frames, seed, bar) for row in some] for name, some in rows.items()}
     with alone(Path(folder)):
-        answers = Run.of(vlm, methods, sets, (seed,), Decoding(temperature=temperature)).answered(folder, progress)
+        with tqdm(total=total, desc="frames", disable=not progress) as bar:
+            sets = {name: [_item(name, row, frames, seed, bar) for row in some] for name, some in rows.items()}
+        decoding = Decoding(max_new_tokens, temperature, batch=batch)
+        answers = Run.of(vlm, methods, sets, (seed,), decoding).answered(folder, progress)
     tables = []
     for method, mine in answers.groupby("method", sort=False):
         said = {name: some.sort_values("item").answer.tolist() for name, some in mine.groupby("set")}
@@ -204,7 +207,7 @@ def embedded(
     what has changed is done anew. Our own few lines, because a run must go on where it was cut off.
     """
     folder, unique = Path(folder), list(dict.fromkeys(places))
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     sign = [tower.name, tower.embed([Scene()], progress=False).double().round(decimals=2).tolist()]
     rows = []
@@ -215,7 +218,7 @@ def embedded(
         held = _held(file, len(some), tower.d)
         if held is None or not (skip or held.isfinite().all()):
             held = _vectors(tower, some, places, skip)
-            with _writing(folder), whole(file) as part:
+            with writing(folder), whole(file) as part:
                 save_file({"vectors": held}, part)
         rows.append(held)
     at = {place: i for i, place in enumerate(unique)}
@@ -307,22 +310,13 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _told(folder: str | Path, texts: Mapping[str, str], figures: Mapping[str, Callable[[], Figure]]) -> None:
     """Write texts and figures, each whole."""
-    with _writing(folder):
+    with writing(folder):
         for name, text in texts.items():
             with whole(Path(folder) / name) as part:
                 part.write_text(text, encoding="utf-8")
         for name, draw in figures.items():
             with whole(Path(folder) / name) as part:
                 draw().savefig(part, dpi=150)
-
-
-@contextmanager
-def _writing(folder: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"Cannot write to {folder}: {reason}. Free space there, or give another folder.") from error
 
 
 def _some(rows: Sequence[Row], n: int | None, seed: int) -> list[Row]:
@@ -344,7 +338,7 @@ def _kept(row: Row, file: Path, seed: int) -> Path:
     """The clip's frame, as a file that is written once."""
     if not file.is_file():
         picture = row.picture(seed)
-        with _writing(file.parent), whole(file) as part:
+        with writing(file.parent), whole(file) as part:
             file.parent.mkdir(parents=True, exist_ok=True)
             picture.save(part, quality=QUALITY, subsampling=0)
     return file

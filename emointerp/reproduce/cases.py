@@ -43,7 +43,7 @@ def _shown(task: Task) -> list[Pair]:
 
 
 def _value(task: Task) -> Veena | None:
-    """VEENA as the step before asked it, if it did."""
+    """VEENA as the step before asked it, if it did; this step does not wait for it."""
     known = task.found.get("veena")
     return None if known is None or known.left_out else Veena(**known.facts["veena"])
 
@@ -75,9 +75,8 @@ def chapter(task: Task, result: Result) -> Chapter:
     pairs, stories = _shown(task), result.tables["stories"]
     table = stories.set_index(["pair", "side", "method"]).story
     rows = "".join(_rows(i, pair, table) for i, pair in enumerate(pairs))
-    heads = "".join(
-        f"<th>{name}</th>" for name in ("", "picture", "the story", "with VEENA", f"pushed by S after layer {task.l_emo}")
-    )
+    titles = {PLAIN: "the story", WITH: "with VEENA", PUSHED: f"pushed by S after layer {task.l_emo}"}
+    heads = "".join(f"<th>{name}</th>" for name in ("", "picture", *(titles[method] for method in _methods(table))))
     blocks = [("One event, two pictures", scrolling(f"<table><tr>{heads}</tr>{rows}</table>") + muted(_TOLD))]
     if places := [tuple(at) for at in result.facts["heads"]]:
         figure = _looks(task, pairs, result, places)
@@ -85,16 +84,22 @@ def chapter(task: Task, result: Result) -> Chapter:
     return Chapter(NAME, TITLE, (_summary(pairs, table),), tuple(blocks), {"stories": stories.to_dict("records")}, found={})
 
 
+def _methods(table: pd.Series) -> list[str]:
+    """Those that stories, by pair, side and method, were told with."""
+    told = set(table.index.get_level_values(-1))
+    return [method for method in (PLAIN, WITH, PUSHED) if method in told]
+
+
 def _summary(pairs: Sequence[Pair], table: pd.Series) -> str:
     def right(side: str, method: str) -> int:
         return sum(exact_rate(table[i, side, method], pair.emotion) == 1 for i, pair in enumerate(pairs))
 
-    methods = table.index.get_level_values("method").unique()
     told = f"Of {len(pairs)} emotional pictures {right('emotional', PLAIN)} stories name the pictured emotion and no other"
-    told += f", with VEENA {right('emotional', WITH)}" if WITH in methods else ""
+    there = WITH in _methods(table)
+    told += f", with VEENA {right('emotional', WITH)}" if there else ""
     return (
         f"{told}; of their neutral twins {right('neutral', PLAIN)} name it, pushed by S {right('neutral', PUSHED)}. Cases show how "
-        "stories read; they prove nothing."
+        f"stories read; they prove nothing.{'' if there else ' VEENA is not among them: its step has no result here.'}"
     )
 
 
@@ -107,7 +112,7 @@ def _row(i: int, pair: Pair, side: str, table: pd.Series) -> str:
     about = f"shows <b>{escape(pair.emotion)}</b>" if side == "emotional" else "its neutral twin"
     image = to_image(picture)
     shown = f'<img class="thumb" src="{data_uri(thumbnail(image, 160))}" width="72" alt="the picture">'
-    told = [table.get((i, side, method)) for method in (PLAIN, WITH, PUSHED)]
+    told = [table.get((i, side, method)) for method in _methods(table)]
     cells = [shown, f"{about}<br><small>beside “{escape(event)}”</small>"]
     cells += ["" if story is None else _story(Telling(image, event, story, pair.emotion), side) for story in told]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

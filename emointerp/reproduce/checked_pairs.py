@@ -13,7 +13,7 @@ SHOWN = 4  # pairs in the contact sheet
 def measure(task: Task) -> Result:
     """`pairs.check` of all pairs."""
     found = check(task.material.pairs, progress=False)
-    return Result({"check": found.table}, facts={"summary": found.summary, "said": list(task.material.said)})
+    return Result({"check": found.table}, facts={"summary": found.summary})
 
 
 def chapter(task: Task, result: Result) -> Chapter:
@@ -26,8 +26,9 @@ def chapter(task: Task, result: Result) -> Chapter:
     blocks.append(("The first of them", figure_html(shown.contact_sheet(SHOWN), "Pairs: emotional, neutral, their difference")))
     if len(failing):
         blocks.append(("Pairs with a problem", table_html(failing[["name", "emotion", "problems"]].head(20))))
-    summary = (f"{len(table)} pairs from {task.material.source}. {result.facts['summary']}", *result.facts["said"])
-    results = {"summary": result.facts["summary"], "parts": counts.to_dict("index")}
+    said = (*task.material.said, *task.material.warned)
+    summary = (f"{len(table)} pairs from {task.material.source}. {result.facts['summary']}", *said)
+    results = {"summary": result.facts["summary"], "said": list(said), "parts": counts.to_dict("index")}
     return Chapter(NAME, TITLE, summary, tuple(blocks), results, found={"pairs": f"{len(table)}"})
 
 

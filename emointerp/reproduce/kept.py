@@ -8,12 +8,11 @@ Our own few lines: workflow engines know files and commands, and bring a schedul
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emointerp.errors import OutputError
-from emointerp.files import whole
+from emointerp.files import whole, writing
 from emointerp.statistics import Interval
 
 FORMAT, VERSION = "emointerp reproduction step", 1
+PACKAGES = ("torch", "transformers")  # whose versions may move a number's last digits
 STAMP, FACTS, TENSORS = "stamp.json", "facts.json", "tensors.safetensors"
 AT_ONCE = 6  # pairs that are measured before they are kept; never fewer than two, which single methods refuse
 
@@ -36,13 +35,19 @@ AT_ONCE = 6  # pairs that are measured before they are kept; never fewer than tw
 class Result:
     """What a step found, as it is kept: tables, tensors and facts (what JSON holds), by name.
 
-    `left_out` says in words why there is nothing, "" where there is something.
+    `left_out` says in words why there is nothing, "" where there is something. Facts may name under "again" what a model's error
+    left out of it (`task.each`).
     """
 
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     left_out: str = ""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the next run measures what is lacking: it may be there then, and whatever was made is kept in parts."""
+        return bool(self.left_out or self.facts.get("again"))
 
 
 def digest(value: Any) -> str:
@@ -72,7 +77,10 @@ class Steps:
         return _read(self.place(name), stamp["files"])
 
     def stamp(self, name: str) -> dict[str, Any] | None:
-        """What a finished step says of itself: what it stands on, its files with their hashes, the seconds that it took."""
+        """What a finished step says of itself: what it stands on, its files with their hashes.
+
+        And for information, on which nothing stands: the seconds that it took, versions of `PACKAGES`, whether it is `unfinished`.
+        """
         try:
             stamp = json.loads((self.place(name) / STAMP).read_text(encoding="utf-8"))
             return stamp if (stamp["format"], stamp["version"]) == (FORMAT, VERSION) else None
@@ -85,18 +93,19 @@ class Steps:
         return digest([stamp.get("stands on"), stamp.get("files")])
 
     def write(self, name: str, stands_on: Mapping[str, Any], result: Result, seconds: float) -> None:
-        """Keep a finished step: its files, each whole, the stamp last, and then its parts go, if it was not left out."""
+        """Keep a finished step: its files, each whole, the stamp last, and then its parts go, if nothing is to be tried again."""
         place = self.place(name)
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
             (place / STAMP).unlink(missing_ok=True)
             files = {file: _hashed(place / file) for file in _write(place, result)}
             stamp = {"format": FORMAT, "version": VERSION, "step": name, "stands on": stands_on, "files": files}
-            write_text(place / STAMP, json.dumps(stamp | {"seconds": seconds}, indent=1) + "\n")
+            about = {"seconds": seconds, "versions": {name: version(name) for name in PACKAGES}, "unfinished": result.unfinished}
+            write_text(place / STAMP, json.dumps(stamp | about, indent=1) + "\n")
             for file in [*place.glob("*.parquet"), *place.glob("*.safetensors")]:
                 if file.name not in files:
                     file.unlink()
-            for parts in () if result.left_out else place.glob("parts-*"):
+            for parts in () if result.unfinished else place.glob("parts-*"):
                 shutil.rmtree(parts, ignore_errors=True)
 
     def parts(self, name: str, stands_on: Mapping[str, Any]) -> "Parts":
@@ -146,17 +155,6 @@ def _bounds(n: int) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
 
 
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Errors of the disk become one of ours that names the place."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"Cannot write {place}: {error.strerror or error}. Make room there, or name another folder.") from error
-
-
 def write_text(file: Path, text: str) -> None:
     """A text file, whole or not at all."""
     with writing(file), whole(file) as part:
@@ -196,7 +194,6 @@ def _hashed(file: Path) -> str:
 def _to_parquet(table: pd.DataFrame, file: Path) -> None:
     """Intervals become structs, tuples lists; an index that says nothing is left out."""
     objects = [column for column in table if table[column].dtype == object]
-    os.makedirs(file.parent, exist_ok=True)
     table.assign(**{column: table[column].map(_as_plain) for column in objects}).reset_index(drop=True).to_parquet(file)
 
 

@@ -67,7 +67,7 @@ def measure(task: Task) -> Result:
     items = _items(task)
     asked = {
         "seeds": range(task.sizes.seeds), "temperature": TEMPERATURE, "max_new_tokens": task.sizes.tokens, "batch": task.batch,
-        "folder": task.parts.place("answers"), "progress": False,
+        "folder": task.parts.place(f"answers-{task.batch}"), "progress": False,
     }  # fmt: skip
     found = evaluate(task.vlm, methods, items, **asked)
     facts["about"] = _as_json(found.about)
@@ -140,11 +140,16 @@ def _items(task: Task) -> dict[str, list[Item]]:
 
 
 def _benchmark(task: Task, methods: Sequence[Method]) -> pd.DataFrame:
-    """MER-UniBench's table by each method and seed; a seed draws the frames as well."""
-    frames = []
+    """MER-UniBench's table by each method and seed; a seed draws the frames as well.
+
+    Sampled answers depend on those that are told together, so a run that goes on where another number is (on a GPU with other
+    memory) asks anew, in another folder.
+    """
+    frames, how = [], {"n": task.sizes.clips, "temperature": TEMPERATURE, "progress": False}
+    how |= {"max_new_tokens": task.sizes.tokens, "batch": task.batch}
     for seed in range(task.sizes.seeds):
-        how = {"n": task.sizes.clips, "seed": seed, "temperature": TEMPERATURE, "progress": False}
-        found = run_mer_unibench(task.vlm, methods, task.data, task.parts.place(f"benchmark-{seed}"), **how)
+        place = task.parts.place(f"benchmark-{seed}-{task.batch}")
+        found = run_mer_unibench(task.vlm, methods, task.data, place, seed=seed, **how)
         frames.append(found.assign(seed=seed))
     return pd.concat(frames, ignore_index=True)
 

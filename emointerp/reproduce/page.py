@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,26 @@ from emointerp.tour.chapter import RAN, Chapter
 from emointerp.tour.page import machine, plain, rendered
 
 PAGE, RESULTS, CLAIMS = "index.html", "results.json", "digest.csv"
+MIXED = (
+    "Steps were measured with different versions of libraries, which are named at the end; numbers may differ in their last digits "
+    "by that. To have all steps of one version, take another folder."
+)
 HEADS = ("What", "The paper says (unverified digest)", "Here", "Can the two be compared?")
 
 
-def written(folder: Path, task: Task, chapters: Sequence[Chapter], table: pd.DataFrame) -> Path:
-    """Write the table, the numbers and the page, each whole; the page last."""
+def written(
+    folder: Path, task: Task, chapters: Sequence[Chapter], table: pd.DataFrame, versions: Mapping[str, Sequence[str]]
+) -> Path:
+    """Write the table, the numbers and the page, each whole; the page last. `versions`: by which of them steps were measured."""
+    results = _results(task, chapters, table) | {"versions": versions}
     write_text(folder / CLAIMS, table.to_csv(index=False))
-    write_text(folder / RESULTS, json.dumps(_results(task, chapters, table), indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / PAGE, _page(task, chapters, table).encode("utf-8", "replace").decode("utf-8"))
+    write_text(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / PAGE, _page(task, chapters, table, versions).encode("utf-8", "replace").decode("utf-8"))
     return folder / PAGE
 
 
-def _page(task: Task, chapters: Sequence[Chapter], table: pd.DataFrame) -> str:
+def _page(task: Task, chapters: Sequence[Chapter], table: pd.DataFrame, versions: Mapping[str, Sequence[str]]) -> str:
+    mixed = len(versions) > 1
     return rendered(
         "reproduction.html",
         ("emointerp.reproduce", "emointerp.tour"),
@@ -44,6 +52,8 @@ def _page(task: Task, chapters: Sequence[Chapter], table: pd.DataFrame) -> str:
         size=task.sizes.name,
         where=machine(task.vlm),
         drawn=task.material.drawn,
+        warned=[*task.material.warned, *([MIXED] if mixed else [])],
+        versions="; ".join(f"{said} ({', '.join(names)})" for said, names in versions.items()) if mixed else "".join(versions),
     )
 
 

@@ -11,7 +11,7 @@ from emointerp.pairs import Pair
 from emointerp.plots import BLUE, GRAY, band, new_figure
 from emointerp.reproduce.kept import Result
 from emointerp.reproduce.sizes import stages
-from emointerp.reproduce.task import BEGUN, Task, or_why, rate
+from emointerp.reproduce.task import BEGUN, Task, each, rate, why_not
 from emointerp.statistics import Interval
 from emointerp.steering import Projection, semantic_projection
 from emointerp.tour.chapter import Chapter, figure_html, muted, number, share, table_html
@@ -31,8 +31,8 @@ def measure(task: Task) -> Result:
     """`logit_lens` of both sides of test pairs, and `semantic_projection` of S."""
     pairs = task.known("test", task.sizes.flow)
     read = task.parts.table("lens", pairs, lambda some: _read(task.vlm, some))
-    said, why = or_why(lambda: semantic_projection(task.vlm, task.directions).table)
-    return Result({"read": read} | ({} if why else {"said": said}), facts={"left out": why})
+    said, facts = each({"said": lambda: semantic_projection(task.vlm, task.directions).table})
+    return Result({"read": read} | said, facts=facts)
 
 
 def _read(vlm: VLM, pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def chapter(task: Task, result: Result) -> Chapter:
     summary = (
         f"After the last layer the words of the pictured emotion have {share(ends['emotional'])} of the probability, beside the "
         f"neutral twin {share(ends['neutral'])}.",
-        *([f"What S says was not read. {result.facts['left out']}"] if result.facts["left out"] else []),
+        *([] if "said" in result.tables else [f"What S says was not read. {why_not(result.facts, 'said')}"]),
     )
     results = {"last layer": ends, "stages": places}
     return Chapter(NAME, TITLE, summary, tuple(blocks), results, found={})

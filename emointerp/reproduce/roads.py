@@ -1,6 +1,6 @@
 """Step 5: the road from the picture (V) by the query (Q) to the last token (L): saliency, cuts, and transplants by stage."""
 
-from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from emointerp.flow import DIRECTIONS, HITS, Flow, Knockouts, Patching, information_flow, knockouts, patching
-from emointerp.pairs import Pair
 from emointerp.reproduce.kept import Result
 from emointerp.reproduce.sizes import stages
-from emointerp.reproduce.task import Task, or_why, rate
+from emointerp.reproduce.task import Task, each, lines_left_out, or_why, rate
 from emointerp.statistics import Interval
 from emointerp.tour.chapter import Chapter, figure_html, muted, points, table_html
 
@@ -33,15 +32,8 @@ def measure(task: Task) -> Result:
         "layers": lambda some: patching(vlm, some, stages=singles, progress=False).table,
     }
     pairs = task.known("test", task.sizes.flow)
-    tables, why = {}, {}
-    for name, make in made.items():
-        table, said = or_why(lambda name=name, make=make: _parts(task, name, pairs, make))
-        tables, why = tables | ({} if said else {name: table}), why | ({name: said} if said else {})
-    return Result(tables, facts={"left out": why})
-
-
-def _parts(task: Task, name: str, pairs: Sequence[Pair], make: Any) -> pd.DataFrame:
-    return task.parts.table(name, pairs, make)
+    tables, facts = each({name: partial(task.parts.table, name, pairs, make) for name, make in made.items()})
+    return Result(tables, facts=facts)
 
 
 def chapter(task: Task, result: Result) -> Chapter:
@@ -51,23 +43,23 @@ def chapter(task: Task, result: Result) -> Chapter:
         flow = Flow(t["saliency"])
         blocks.append(("Saliency of attention", figure_html(flow.plot(), "Saliency by road and layer") + muted(_SALIENCY)))
         shares = _road_shares(flow)
-        results["saliency"] = shares
-        summary.append(f"Of all saliency of attention {_spoken(shares)}.")
+        results["saliency"] = shares.to_dict("index")
+        summary.append(_saliency_line(shares))
     if "cut" in t:
         falls = Knockouts(t["cut"], "mass").to_frame().droplevel("centre")
-        results["cut"] = falls.fall.to_dict()
-        told = "; ".join(f"{road} {points(fall, lost=True)}" for road, fall in falls.fall.items())
-        summary.append(f"Cut in all layers, a road takes this much probability from the words of the pictured emotion: {told}.")
+        blocks.append(("Cut in all layers, beside other readers", table_html(_cut_rows(falls)) + muted(_CUT)))
+        results["cut"] = falls.to_dict("index")
+        summary.append(_cut_line(falls))
     if "windows" in t:
         cut = Knockouts(t["windows"], "mass")
-        blocks.append((f"Cut in {_width(cut)} layers at a time", figure_html(cut.plot(), "Fall by window, a panel a road")))
+        blocks.append((f"Cut in {_width(cut)} layers at a time", figure_html(cut.plot(), _WINDOWS)))
     if "stages" in t:
         told = Patching(t["stages"], HITS)
         blocks.append(("Transplants by stage, hit rate of the story", table_html(_stage_rows(told)) + muted(_STAGES)))
         results["stages"] = {" / ".join(key): interval for key, interval in _changes(told).items()}
     if "layers" in t:
         blocks.append(("Transplants layer by layer", _by_layer(Patching(t["layers"], "log mass"), results)))
-    summary += [f"Left out, {name}: {why}" for name, why in result.facts["left out"].items()]
+    summary += lines_left_out(result.facts)
     return Chapter(NAME, TITLE, tuple(summary), tuple(blocks), results, found={})
 
 
@@ -75,14 +67,43 @@ def _width(cut: Knockouts) -> int:
     return int((cut.table.stop - cut.table.start).iloc[0]) + 1
 
 
-def _road_shares(flow: Flow) -> dict[str, Any]:
-    """Each road's part of the saliency of the emotional pictures, mean over layers."""
-    frame = flow.to_frame()["share"].loc["emotional"].map(lambda i: i.mean)
-    return {road: float(some.mean()) for road, some in frame.groupby(level="road", sort=False)}
+def _road_shares(flow: Flow) -> pd.DataFrame:
+    """A row a road, beside emotional pictures: its part of all roads' summed saliency, mean over layers, and of their edges."""
+    share = flow.to_frame()["share"].loc["emotional"].map(lambda i: i.mean).groupby(level="road", sort=False).mean()
+    edges = flow.table[flow.table.picture == "emotional"].groupby("road", sort=False).edges.sum()
+    return pd.DataFrame({"saliency": share, "edges": edges / edges.sum()})
 
 
-def _spoken(shares: dict[str, float]) -> str:
-    return ", ".join(f"{share:.0%} is on {road}" for road, share in shares.items())
+def _saliency_line(shares: pd.DataFrame) -> str:
+    told = ", ".join(f"{road} {row.saliency:.0%} (of the edges {row.edges:.0%})" for road, row in shares.iterrows())
+    return (
+        "Saliency of attention beside the emotional pictures, summed over a road's edges, as a share of the sum over the edges of "
+        f"all four roads in the same layer, mean over layers: {told}. A road with many edges has a large share by that alone."
+    )
+
+
+def _cut_rows(falls: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "road": road,
+            "probability lost": points(row.fall, lost=True),
+            "other readers cut off": points(row.control, lost=True),
+            "p, corrected": f"{row.p:.4f}",
+        }
+        for road, row in falls.iterrows()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _cut_line(falls: pd.DataFrame) -> str:
+    told = "; ".join(
+        f"{road} {points(row.fall, lost=True)}, control {points(row.control, lost=True)}, p = {row.p:.4f}"
+        for road, row in falls.iterrows()
+    )
+    return (
+        "Cut in all layers, a road takes this much probability from the words of the pictured emotion, beside a control that cuts "
+        f"as many other readers, drawn at random, off from the same tokens: {told}."
+    )
 
 
 def _stage_rows(told: Patching) -> pd.DataFrame:
@@ -116,9 +137,15 @@ def _by_layer(patched: Patching, results: dict[str, Any]) -> str:
 
 
 _SALIENCY = (
-    "|sum over heads of A · dLoss/dA|, mean over a road's edges: what a small change would do, not what is needed. Dashed: text to "
-    "text, the control."
+    "|sum over heads of A · dLoss/dA|, mean over a road's edges (the shares above are of sums): what a small change would do, not "
+    "what is needed. Dashed: text to text, the control."
 )
+_CUT = (
+    "Fall of the probability of the pictured emotion's words. Other readers: as many tokens, drawn at random, cut off from the "
+    "same sources; a token of the query for V->L and Q->L, tokens of the picture for V->Q and V->Q+L, since no others can read it. "
+    "p: that both cuts take the same, by sign flips over pairs, corrected for the roads (max-T)."
+)
+_WINDOWS = "Fall by window of layers with intervals, a panel a road; gray and dashed: other readers cut off from the same tokens"
 _STAGES = (
     "Change of the hit rate of the story, in points, when the residual stream of V, Q or L is put from one side's run into the "
     "other's after every layer of a stage. The stages are those of the digest, as parts of this model's depth."

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,20 +17,21 @@ from tqdm.auto import tqdm
 import emointerp
 from emointerp.circuit import revision
 from emointerp.errors import EmointerpError, InputError, ModelError, OutputError
-from emointerp.evaluation.mer_unibench import SETS, folders
-from emointerp.files import alone
+from emointerp.evaluation.mer_unibench import SETS, Layout, folders
+from emointerp.files import alone, writing
 from emointerp.models import VLM, load
 from emointerp.models.budget import named
 from emointerp.models.loading import BUNDLED
+from emointerp.pairs import PICTURES
 from emointerp.reproduce import cases, checked_pairs, circuit_heads, layers, mending, reading, roads, vectors, woken
 from emointerp.reproduce.claims import comparison
-from emointerp.reproduce.kept import Result, Steps, digest, write_text, writing
+from emointerp.reproduce.kept import Result, Steps, digest, write_text
 from emointerp.reproduce.material import Material, from_table, from_world
 from emointerp.reproduce.page import written
-from emointerp.reproduce.sizes import FULL, Sizes, checked, planned
+from emointerp.reproduce.sizes import FULL, Sizes, checked, cut, planned, work
 from emointerp.reproduce.task import BEGUN, Task
 from emointerp.start_here import EVENT
-from emointerp.tour.chapter import BECAME, LEFT_OUT, STOPPED, Chapter, left_out
+from emointerp.tour.chapter import BECAME, LEFT_OUT, RAN, STOPPED, Chapter, left_out, listed
 from emointerp.tour.sizes import Pace, spoken, stories_together
 from emointerp.world import Scene
 
@@ -54,52 +56,66 @@ def run(
     """Reproduce the paper's analyses in the folder `out` and return the path of its page.
 
     `model` as in `load`, or in hand. `pairs`: a table or folder (`pairs.read_pairs`); None: pairs of the drawn world. `data`: a
-    copy of MER-UniBench; None: the drawn world's evaluation. `only`: names of steps, which are done with what they stand on.
+    copy of MER-UniBench; None: the drawn world's evaluation. `only`: names of steps, which are done with what they stand on (cases
+    are told with VEENA where its step is finished in `out`, and do not wait for it).
 
     A step that is finished is read and not done again while its stamp says the same: model (its weights and prompts), pairs, sizes,
     version, earlier steps. `out` is of one model, of one set of pairs, of one size: another run is refused with what differs, and
-    with `force` what no longer stands is done again. A step that this model or these pairs do not allow is left out, with the
-    reason; one that an error stops is done again by the next run, and after the page is written `EmointerpError` says so.
+    with `force` what no longer stands is done again. A step, or a part of one, that this model or these pairs do not allow is left
+    out, with the reason; where that was an error of the model, the next run tries it again. A step that another error stops is done
+    again by the next run, and after the page is written `EmointerpError` says so. Versions of torch and transformers are noted with
+    each step; the page says where they differ, and no run is refused for them.
     """
     sizes, wanted, folder = checked(size), _wanted(only), Path(out)
     if data is not None:
         folders(data)  # refuses, before a model is loaded, what holds no set
-    material = from_world(sizes.pairs) if pairs is None else from_table(pairs)
+    material = _material(pairs, sizes)
     _check_folder(folder)
-    vlm = model if isinstance(model, VLM) else load(model, device=device, dtype=dtype)
     with alone(folder):
-        _claimed(folder, _about(vlm, material, data, sizes), force)
+        vlm = model if isinstance(model, VLM) else load(model, device=device, dtype=dtype)
         task = Task(vlm, material, sizes, None if data is None else Path(data), _batch(vlm, material))
-        chapters = _chapters(Walk(task, Steps(folder / "steps")), wanted)
+        walk = Walk(task, Steps(folder / "steps"))
+        _claimed(folder, walk.about, force)
+        chapters = _chapters(walk, wanted)
         table = comparison(vlm.name, material, data is not None, chapters)
-        page = written(folder, task, chapters, table)
+        page = written(folder, task, chapters, table, walk.versions(chapters))
     if stopped := [f"{c.title} ({c.results['error']})" for c in chapters if c.state == STOPPED]:
         raise EmointerpError(f"Stopped by an error: {'; '.join(stopped)}. What others found stands. Page: {page}")
     return page
 
 
 def plan(
-    model: str = "tiny", data: str | Path | None = None, out: str | Path = "emointerp-veena", *, size: str | Sizes = FULL
+    model: str = "tiny",
+    pairs: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path = "emointerp-veena",
+    *,
+    size: str | Sizes = FULL,
+    only: Sequence[str] = (),
 ) -> pd.DataFrame:
     """What `run` would do: a row a step, whether it is `finished` in `out`, and hours on GPUs, computed; no weights are loaded.
 
-    For the bundled model hours on this machine as well, from the pace of one prompt and one story.
+    Of `pairs` so many are counted as each part has. A step is finished ("yes"; "in part" where the next run tries again what was
+    left out) if it was done with these pairs and sizes; that model and data are the same is not looked at. For the bundled model
+    hours on this machine as well, from the pace of one prompt and one story.
     """
-    sizes, steps, pace = checked(size), Steps(Path(out) / "steps"), None
-    budget = replace(named(model), new=sizes.tokens)
-    if model in BUNDLED:
-        pair = from_world(dict.fromkeys(sizes.pairs, 1)).pairs[0]
-        pace = Pace.measured(load(model), pair.emotional, EVENT)
-    frame = planned(sizes, budget, data is not None, pace)
-    finished = ["yes" if steps.stamp(_place(_number(name))) else "no" for name in frame.index[:-1]]
-    return frame.assign(finished=[*finished, ""])
+    sizes, wanted = checked(size), _wanted(only)
+    return _planned(model, _material(pairs, sizes), data, Path(out), sizes, wanted)
 
 
 def plan_text(
-    model: str = "tiny", data: str | Path | None = None, out: str | Path = "emointerp-veena", *, size: str | Sizes = FULL
+    model: str = "tiny",
+    pairs: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path = "emointerp-veena",
+    *,
+    size: str | Sizes = FULL,
+    only: Sequence[str] = (),
 ) -> str:
-    """`plan` as a text, with what it is good for."""
-    frame = plan(model, data, out, size=size)
+    """`plan` as a text, with the pairs of each part, what is wrong with them, and what the times are good for."""
+    sizes, wanted = checked(size), _wanted(only)
+    material = _material(pairs, sizes)
+    frame = _planned(model, material, data, Path(out), sizes, wanted)
     hours = [column for column in frame if column.endswith(", h")]
     shown = frame.assign(**{column: (3600 * frame[column]).map(spoken) for column in hours})
     shown = shown.rename(columns=lambda name: name.removesuffix(", h"))
@@ -107,7 +123,37 @@ def plan_text(
     shown[counts] = shown[counts].round().astype(int)
     good = "computed and not measured: good to a factor of a few, and too short for a model as small as the bundled one"
     said = f"Times on GPUs are {good}." if hours else "It fits on none of the GPUs."
-    return f"{shown.to_string()}\n\n{said} A step that is finished in {out} is not done again while what it stands on is the same."
+    said += f" A step that is finished in {out} is not done again while what it stands on is the same."
+    return "\n\n".join([_pairs_said(material, sizes), shown.to_string(), said])
+
+
+def _planned(model: str, material: Material, data: str | Path | None, out: Path, sizes: Sizes, wanted: set[str]) -> pd.DataFrame:
+    budget, pace = replace(named(model), new=sizes.tokens), None
+    if model in BUNDLED:
+        pace = Pace.measured(load(model), material.pairs[0].emotional, EVENT)
+    done = work(cut(sizes, material.counts), budget.anatomy, data is not None, not material.drawn)
+    frame = planned({name: some for name, some in done.items() if name in wanted}, budget, pace)
+    asked = {"pairs": _about_pairs(material), "sizes": _as_json(sizes)}
+    stamps = [Steps(out / "steps").stamp(_place(_number(name))) for name in frame.index[:-1]]
+    return frame.assign(finished=[*(_finished(stamp, asked) for stamp in stamps), ""])
+
+
+def _finished(stamp: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str:
+    """Whether a step with such a stamp, or none, is finished with what is asked."""
+    if stamp is None or any(stamp["stands on"].get(name) != value for name, value in asked.items()):
+        return "no"
+    return "in part" if stamp.get("unfinished") else "yes"
+
+
+def _pairs_said(material: Material, sizes: Sizes) -> str:
+    """How many pairs each part has and how many of them are used; what was decided, and what pairs share."""
+    used, there = cut(sizes, material.counts).pairs, material.counts
+    told = ", ".join(f"{role} {n} of {there[role]}" for role, n in used.items())
+    return "\n".join([f"Pairs of {material.source}: {told}.", *material.said, *(f"Beware: {line}" for line in material.warned)])
+
+
+def _material(pairs: str | Path | None, sizes: Sizes) -> Material:
+    return from_world(sizes.pairs) if pairs is None else from_table(pairs)
 
 
 def _number(name: str) -> int:
@@ -121,7 +167,7 @@ def _place(number: int) -> str:
 
 def _wanted(only: Sequence[str]) -> set[str]:
     """The steps asked for and all that they need, or all."""
-    needs = {step.NAME: (*step.NEEDS, *ALSO.get(step.NAME, ())) for step in STEPS}
+    needs = {step.NAME: step.NEEDS for step in STEPS}
     if strange := [name for name in only if name not in needs]:
         raise InputError(f"There is no step {strange[0]!r}; there are {', '.join(needs)}.")
     wanted, left = set(), list(only or needs)
@@ -144,19 +190,34 @@ def _about(vlm: VLM, material: Material, data: str | Path | None, sizes: Sizes) 
     asked = vlm.prompt(Scene(), EVENT, answer=BEGUN).inputs["input_ids"].tolist()
     return {
         "model": {"name": vlm.name, "weights": revision(vlm), "prompt": digest(asked), "dtype": str(vlm.model.dtype)},
-        "pairs": {"n": len(material.pairs), "fingerprint": material.fingerprint},
-        "data": None if data is None else _labels(data),
-        "sizes": json.loads(json.dumps(asdict(sizes))),
+        "pairs": _about_pairs(material),
+        "data": None if data is None else _copy(data),
+        "sizes": _as_json(sizes),
     }
 
 
-def _labels(data: str | Path) -> dict[str, str]:
-    """Of each set of a copy of MER-UniBench a hash of its label file and transcripts: what is asked, wherever the copy lies."""
+def _about_pairs(material: Material) -> dict[str, Any]:
+    return {"n": len(material.pairs), "fingerprint": material.fingerprint}
+
+
+def _as_json(sizes: Sizes) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(sizes)))
+
+
+def _copy(data: str | Path) -> dict[str, str]:
+    """Of each set of a copy of MER-UniBench a hash of its labels, transcripts and clips: what is asked, wherever the copy lies."""
     found = {}
     for name, place in folders(data).items():
         files = [file for which in (SETS[name].label_file, SETS[name].transcripts) if (file := place / which).is_file()]
-        found[name] = digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+        found[name] = digest([*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), _clips(place, SETS[name])])
     return found
+
+
+def _clips(place: Path, layout: Layout) -> list[list[Any]]:
+    """Names and sizes of a set's clips (of frames and pictures too), without opening one: they may be hundreds of gigabytes."""
+    folder, endings = place / layout.videos, {*layout.endings, *PICTURES}
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+    return sorted([file.relative_to(folder).as_posix(), file.stat().st_size] for file in files if file.is_file())
 
 
 def _check_folder(folder: Path) -> None:
@@ -223,15 +284,24 @@ class Walk:
     task: Task
     steps: Steps
 
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the run is of; looked at once, since a copy of MER-UniBench has many files."""
+        return _about(self.task.vlm, self.task.material, self.task.data, self.task.sizes)
+
     def done(self, step: ModuleType, found: Mapping[str, Result]) -> Result:
-        """A step's result: read if it is finished and stands on the same, else measured and kept; read back in any case."""
+        """A step's result: read if it is finished and stands on the same, else measured and kept; read back in any case.
+
+        Of an unfinished one the parts that are there are read, and what was left out is tried again.
+        """
         place, stands_on = _place(_number(step.NAME)), self.stands_on(step, found)
         held = self.steps.read(place, stands_on)
-        if held is None or held.left_out:  # what was lacking may be there now
+        if held is None or held.unfinished:
             began = time.perf_counter()
             result = self._measured(step, found, place, stands_on)
-            self.steps.write(place, stands_on, result, time.perf_counter() - began)
-            held = self.steps.read(place, stands_on)
+            if held is None or not _lacks_the_same(held, result):
+                self.steps.write(place, stands_on, result, time.perf_counter() - began)
+                held = self.steps.read(place, stands_on)
         if held is None:
             raise OutputError(f"{self.steps.place(place)} was written and cannot be read again; look at the disk.")
         return held
@@ -243,10 +313,18 @@ class Walk:
     def stands_on(self, step: ModuleType, found: Mapping[str, Result]) -> dict[str, Any]:
         """What a step's numbers depend on: model, pairs, sizes, version, and the earlier steps that it uses."""
         used = [name for name in (*step.NEEDS, *ALSO.get(step.NAME, ())) if name in found]
-        data = self.task.data if step.NAME in ("veena", "cases") else None
-        about = _about(self.task.vlm, self.task.material, data, self.task.sizes)
+        about = self.about if step.NAME in ("veena", "cases") else self.about | {"data": None}
         upstream = {name: self.steps.signature(_place(_number(name))) for name in used}
         return about | {"step": step.NAME, "emointerp": emointerp.__version__, "upstream": upstream}
+
+    def versions(self, chapters: Sequence[Chapter]) -> dict[str, list[str]]:
+        """Which steps on the page were measured with which versions, in words; no run is refused for these."""
+        found: dict[str, list[str]] = {}
+        for chapter in (one for one in chapters if one.state == RAN):
+            held = (self.steps.stamp(_place(_number(chapter.name))) or {}).get("versions", {})
+            said = listed([f"{name} {n}" for name, n in held.items()], "and") or "versions that were not noted"
+            found.setdefault(said, []).append(chapter.name)
+        return found
 
     def _measured(self, step: ModuleType, found: Mapping[str, Result], place: str, stands_on: Mapping[str, Any]) -> Result:
         """Measured; or why this model or these pairs do not allow it, which is a finding as well."""
@@ -258,6 +336,13 @@ class Walk:
             raise
         except (InputError, ModelError) as error:
             return Result(left_out=str(error))
+
+
+def _lacks_the_same(held: Result, result: Result) -> bool:
+    """Whether another try made nothing more of a step that was done in part; then what is kept stays, and what stands on it too."""
+    if held.left_out:
+        return False
+    return bool(result.left_out) or result.facts.get("again") == held.facts.get("again")
 
 
 def _titled(name: str) -> str:

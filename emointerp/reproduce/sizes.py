@@ -6,7 +6,7 @@ tell an hour from a week.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -91,40 +91,42 @@ class Work:
         return (self.reads + GRADIENT * self.gradients + self.branches / BRANCHES) * read + self.stories * story
 
 
-def work(sizes: Sizes, anatomy: Anatomy, data: bool) -> dict[str, Work]:
-    """The work of each step, by its name, in the paper's order."""
+def cut(sizes: Sizes, there: Mapping[str, int]) -> Sizes:
+    """The same where there are so many pairs of each role and no more: `sizes.pairs` are what is used of them."""
+    return replace(sizes, pairs={role: min(n, there[role]) for role, n in sizes.pairs.items()})
+
+
+def work(sizes: Sizes, anatomy: Anatomy, data: bool, own: bool = False) -> dict[str, Work]:
+    """The work of each step, by its name, in the paper's order; of `own` pairs both sides of the test part are asked as well."""
     p, layers = sizes.pairs, anatomy.n_layers
     swept, heads = min(layers, sizes.layers), anatomy.n_layers * anatomy.n_heads
-    pushed = sizes.swept * swept * (len(sizes.alphas) + 1 + sizes.draws)
-    both = p["selection"] + p["test"]
+    tried, tested, flow = (min(n, p[role]) for n, role in ((sizes.swept, "selection"), (sizes.swept, "test"), (sizes.flow, "test")))
+    pushed = swept * (tried * len(sizes.alphas) + tested * (1 + sizes.draws))
+    both, cases = p["selection"] + p["test"], min(sizes.cases, p["test"])
     fits = 2 * p["tuning"] * len(sizes.betas) * len(sizes.gammas)
     rivals = 2 * p["tuning"] * 19 if sizes.tuned else 0
-    asked = (
-        (METHODS + sizes.draws) * sizes.seeds * (min(sizes.clips or BENCHMARK, BENCHMARK / 9) * 9 if data else SETS * sizes.items)
-    )
+    items = min(sizes.clips or BENCHMARK, BENCHMARK / 9) * 9 if data else SETS * sizes.items + 2 * p["test"] * own
+    asked = (METHODS + sizes.draws) * sizes.seeds * items
     return {
         "pairs": Work(),
         "vectors": Work(reads=2 * p["direction"], stories=2 * p["direction"]),
-        "layers": Work(reads=pushed, stories=pushed + 2 * sizes.swept),
-        "lens": Work(reads=2 * sizes.flow),
-        "flow": Work(
-            reads=sizes.flow * (4 + 8 * (layers - 2) + 2 * 3 * layers / 2), gradients=2 * sizes.flow, stories=20 * sizes.flow
-        ),
+        "layers": Work(reads=pushed, stories=pushed + 2 * (tried + tested)),
+        "lens": Work(reads=2 * flow),
+        "flow": Work(reads=flow * (4 + 8 * (layers - 2) + 2 * 3 * layers / 2), gradients=2 * flow, stories=20 * flow),
         "heads": Work(
             reads=5 * both + 2 * p["selection"] + p["test"], branches=heads * (both + p["selection"]) + 3 * p["test"] * sizes.sets
         ),
         "neurons": Work(reads=8 * both, gradients=6 * p["selection"] + 2 * p["test"], branches=2 * p["test"] * sizes.neurons),
         "veena": Work(reads=fits + rivals, stories=fits + rivals + asked),
-        "cases": Work(reads=sizes.cases, stories=5 * sizes.cases),
+        "cases": Work(reads=cases, stories=5 * cases),
     }
 
 
-def planned(sizes: Sizes, budget: Budget, data: bool, pace: Pace | None = None) -> pd.DataFrame:
+def planned(done: Mapping[str, Work], budget: Budget, pace: Pace | None = None) -> pd.DataFrame:
     """A row a step and one for all: what is done, and the hours on each GPU that holds the model, computed, not measured.
 
     `pace`: seconds of a prompt and a story measured on this machine, if known; the column "here".
     """
-    done = work(sizes, budget.anatomy, data)
     times = {name: row for name, row in budget.to_frame().iterrows() if row["fits"]}
     rows = {}
     for step, some in done.items():

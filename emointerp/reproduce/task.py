@@ -62,16 +62,37 @@ class Task:
 
 
 def or_why(make: Callable[[], Any]) -> tuple[Any, str]:
-    """What is made and "", or None and why this model or these pairs do not allow it: one analysis of a step, not all of it."""
+    """What is made and "", or None and why these pairs do not allow it: of what a chapter works out from kept numbers."""
     try:
         return make(), ""
-    except (InputError, ModelError) as error:
+    except InputError as error:
         return None, str(error)
 
 
-def gain(table: pd.DataFrame, measure: str) -> pd.Series:
-    """What each pair's stories gained in a measure, draws and layers averaged."""
-    return (table[measure] - table[f"{measure}_before"]).groupby(table.pair).mean()
+def each(makes: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The analyses of a step that this model and these pairs allow, by name; and as its facts why others are "left out".
+
+    What the pairs do not allow (InputError) is a finding and stays. A ModelError (an overflow, a server that does not answer) may
+    have come once: its analysis is named under "again", and the next run tries it again (`Result.unfinished`).
+    """
+    made, why, again = {}, {}, []
+    for name, make in makes.items():
+        try:
+            made[name] = make()
+        except (InputError, ModelError) as error:
+            why[name] = str(error)
+            again += [name] * isinstance(error, ModelError)
+    return made, {"left out": why, "again": again}
+
+
+def why_not(facts: Mapping[str, Any], name: str) -> str:
+    """Why an analysis was left out, as `each` kept it."""
+    return facts["left out"].get(name, "") + " The next run tries it again." * (name in facts.get("again", ()))
+
+
+def lines_left_out(facts: Mapping[str, Any]) -> list[str]:
+    """A line of a summary for each analysis that was left out."""
+    return [f"Left out, {name}: {why_not(facts, name)}" for name in facts["left out"]]
 
 
 def rate(values: Any, signed: bool = False) -> Interval:

@@ -1,6 +1,7 @@
 """Step 7: neurons. What heads read, which neurons below wake them, which at the last token state a feeling, and their words."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ from emointerp.heads.drawing import means
 from emointerp.neurons import Neurons, state_neurons, trigger_neurons
 from emointerp.reproduce.kept import Result
 from emointerp.reproduce.reading import plain
-from emointerp.reproduce.task import Task, heads_of, named, or_why, rate
+from emointerp.reproduce.task import Task, each, heads_of, lines_left_out, named, rate
 from emointerp.sources import Sources, source_tokens
 from emointerp.tour.chapter import Chapter, figure_html, muted, share, table_html
 
@@ -30,11 +31,8 @@ def measure(task: Task) -> Result:
         "state": lambda: _table(state_neurons(task.vlm, selection, S, k=task.sizes.neurons, **options)),
         "trigger": lambda: _table(trigger_neurons(task.vlm, selection, traced, S, k=EACH, **options)),
     }
-    tables, why = {}, {}
-    for name, make in made.items():
-        table, said = or_why(lambda name=name, make=make: task.parts.once(name, make))
-        tables, why = tables | ({} if said else {name: table}), why | ({name: said} if said else {})
-    return Result(tables, facts={"left out": why, "traced": [list(at) for at in traced]})
+    tables, facts = each({name: partial(task.parts.once, name, make) for name, make in made.items()})
+    return Result(tables, facts=facts | {"traced": [list(at) for at in traced]})
 
 
 def _table(found: Neurons) -> pd.DataFrame:
@@ -73,7 +71,7 @@ def chapter(task: Task, result: Result) -> Chapter:
     if blocks:
         title, html = blocks[-1]
         blocks[-1] = (title, html + muted(_WORDS))
-    summary += [f"Left out, {name}: {why}" for name, why in result.facts["left out"].items()]
+    summary += lines_left_out(result.facts)
     return Chapter(NAME, TITLE, tuple(summary), tuple(blocks), results, found=here if "state" in t else {})
 
 

@@ -35,9 +35,9 @@ class Panel(widgets.VBox):
     """Controls above a view. `compute(**values)` gives HTML for the controls' values, which must be hashable.
 
     It runs once for each new set of values; `refresh()` is called on every change. A test sets a control's value and reads
-    `view.value`. Of the same values `first` gives what can be shown at once, until `compute` is done, `draw` the static figure, and
-    `still` the HTML that stands in where widgets are dead (by default what `compute` gives). `overrides` names, by a control, those
-    whose place it takes where it is filled.
+    `view.value`. Of the same values `first` gives what can be shown until `compute` is done (None: nothing), `draw` the static
+    figure, and `still` the HTML that stands in where widgets are dead (by default what `compute` gives). While it runs, `compute`
+    may show what there is `so_far`. `overrides` names, by a control, those whose place it takes where it is filled.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Panel(widgets.VBox):
         compute: Callable[..., str],
         layout: widgets.Widget,
         *,
-        first: Callable[..., str] | None = None,
+        first: Callable[..., str | None] | None = None,
         draw: Callable[..., ShownFigure] | None = None,
         still: Callable[..., str] | None = None,
         overrides: Mapping[str, tuple[str, ...]] | None = None,
@@ -75,11 +75,16 @@ class Panel(widgets.VBox):
         try:
             if self._first is not None and (now := tuple(self.values.values())) not in self._asked:
                 self._asked.add(now)
-                self.view.value = _or_problem(self._first, self.values)
+                self.so_far(_or_problem(self._first, self.values))
             self.view.value = _or_problem(self._compute, self.values)
         finally:
             self.remove_class("emointerp-busy")
             self.busy.value = ""
+
+    def so_far(self, html: str | None) -> None:
+        """Show a part of a view until the whole is there (None: no part); it does nothing while a page is made."""
+        if html is not None and self.busy.value:
+            self.view.value = html
 
     def figure(self) -> ShownFigure:
         """What the panel shows for the present values, as a figure for slides and papers.
@@ -128,7 +133,7 @@ def clear_scenes() -> dict[str, Scene]:
     return {e: sample("test", 1, SEED, emotions=(e,))[0].scene for e in BASIC}
 
 
-def _or_problem(make: Callable[..., str], values: Mapping[str, Any]) -> str:
+def _or_problem(make: Callable[..., str | None], values: Mapping[str, Any]) -> str | None:
     """What is made of values, or in words what is wrong."""
     try:
         return make(**values)

@@ -1,11 +1,18 @@
-"""Panel of chapter 03: choose a feeling and a method, and see where in the picture it comes from, raw beside smoothed."""
+"""Panel of chapter 03: choose a feeling and a method, and see where in the picture it comes from, raw beside smoothed.
+
+What hangs on picture and target alone (plain gradient, value, registers) is kept. Before a map of many noisy copies comes one of
+the first few of them, and says so.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
+from jaxtyping import Bool
 
 from emointerp.emotions import NEUTRAL
 from emointerp.markup import data_uri, thumbnail
@@ -20,12 +27,26 @@ from emointerp.world import Scene, face_scenes
 
 EMBEDDING, ANSWER, BEGUN = "embedding", "answer", "I felt"
 COPIES = (1, 4, 9, 16, 25, 50)
+FEW, MANY = 4, 16  # copies that are shown first, where so many or more are asked for
 FITTED = 210  # scenes of the split "direction" behind the emotions' directions
 WIDTH = 256
 
 
-def compute(found: SaliencyMap, scene: Any = None) -> str:
-    """The picture, whose map shows under the mouse, beside the plain gradient and the map, as HTML; with the truth of a scene."""
+def mapped(target: Target, plain: SaliencyMap, method: str, **settings: Any) -> SaliencyMap:
+    """What `saliency_map` gives of the same target and picture, made of its map by the plain gradient."""
+    if method == plain.method:
+        return plain
+    found = METHODS[method](target, plain.image, **settings)
+    if not np.isfinite(found).all() or not found.any():
+        return saliency_map(target, plain.image, method, **settings)  # which says what is wrong
+    return replace(plain, map=found, method=method, settings=settings)
+
+
+def compute(found: SaliencyMap, scene: Any = None, of: int | None = None) -> str:
+    """The picture, whose map shows under the mouse, beside the plain gradient and the map, as HTML; with the truth of a scene.
+
+    `of` is how many noisy copies there are to be, where the map is a first one of fewer.
+    """
     pictures = {"hover: the map": found.hover_html(WIDTH)}
     raw = {} if found.raw is None else {"plain gradient": over(found.image, found.raw)}
     for name, image in (raw | {found.method: found.over()}).items():
@@ -36,8 +57,16 @@ def compute(found: SaliencyMap, scene: Any = None) -> str:
     )
     lead, times, end = _truth(found, scene)
     truth = f"{lead}<b>{times}</b>{end}" if times else ""
-    said = f"<p>{escape(found.target)} = <b>{found.value:.3f}</b>. {truth}</p>"
+    said = f"<p>{escape(found.target)} = <b>{found.value:.3f}</b>. {truth}{_copies(found, of)}</p>"
     return f'{said}<div class="columns">{figures}</div>'
+
+
+def _copies(found: SaliencyMap, of: int | None) -> str:
+    """How many noisy copies a map stands on."""
+    n = found.settings.get("n")
+    if n is None:
+        return ""
+    return f" The map is a mean over {n} noisy cop{'y' if n == 1 else 'ies'}{f' so far, of {of}' if of else ''}."
 
 
 def draw(found: SaliencyMap, scene: Any = None) -> ShownFigure:
@@ -53,10 +82,16 @@ def _truth(found: SaliencyMap, scene: Any) -> tuple[str, str, str]:
     """How much of the map lies on a scene's expression, the number in the middle; empty words where that is not known."""
     if not isinstance(scene, Scene) or not scene.has_face:
         return "", "", ""
-    mask = scene.masks()["expression"]
+    mask = _expression(scene)
     inside, area = found.mass(mask), mask.mean()
     lead = f"{inside:.0%} of the map lies on the expression, which is {area:.0%} of the picture: "
     return lead, f"{inside / area:.1f} times", " as much as on any place."
+
+
+@lru_cache(maxsize=64)
+def _expression(scene: Scene) -> Bool[np.ndarray, "row column"]:
+    """Where a scene's expression is; it is drawn twice to know that."""
+    return scene.masks()["expression"]
 
 
 def saliency(
@@ -81,9 +116,19 @@ def saliency(
         return answer(vlm, vlm.prompt(pictures[picture], event, answer=BEGUN), emotion)
 
     @lru_cache(maxsize=32)
+    def plain(picture: str, read: str, emotion: str) -> tuple[Target, SaliencyMap]:
+        f = target(picture, read, emotion)
+        return f, saliency_map(f, to_image(pictures[picture]), "gradient")
+
+    @lru_cache(maxsize=32)
     def shown(picture: str, read: str, emotion: str, method: str, sigma: float, n: int) -> tuple[SaliencyMap, Any]:
         settings = {"sigma": sigma, "n": n} if method == "smoothgrad" else {}
-        return saliency_map(target(picture, read, emotion), to_image(pictures[picture]), method, **settings), pictures[picture]
+        return mapped(*plain(picture, read, emotion), method, **settings), pictures[picture]
+
+    def early(method: str, n: int, **values: Any) -> str | None:
+        if method != "smoothgrad" or n < MANY:
+            return None
+        return compute(*shown(**values, method=method, n=FEW), of=n)
 
     first = next(iter(pictures))
     controls: dict[str, widgets.Widget] = {
@@ -94,8 +139,13 @@ def saliency(
         "sigma": widgets.FloatSlider(0.15, min=0.0, max=1.0, step=0.05, continuous_update=False, description="sigma"),
         "n": widgets.SelectionSlider(options=COPIES, value=25, continuous_update=False, description="copies"),
     }
-    layout = arranged(controls)
-    return Panel(controls, lambda **values: compute(*shown(**values)), layout, draw=lambda **values: draw(*shown(**values)))
+    return Panel(
+        controls,
+        lambda **values: compute(*shown(**values)),
+        arranged(controls),
+        first=early,
+        draw=lambda **values: draw(*shown(**values)),
+    )
 
 
 def _fitted(tower: Tower) -> EmotionDirections:

@@ -1,16 +1,18 @@
 """Panel of chapter 04: push a picture's story towards an emotion, read what it names then, and what the push cost.
 
-Behind it is one `sweep` a change: the story without a push and the pushed ones run as branches behind the same picture.
+Behind it is one `sweep` a change: the story without a push and the pushed ones run as branches behind the same picture. Of a
+picture and an event that are new, the first words of these stories are shown while they are told.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.plots import COLORS, GRAY, INK, ORANGE, ShownFigure
 from emointerp.start_here import EVENT
 from emointerp.steering import MAX_COST
-from emointerp.tracing import perplexity, sweep
+from emointerp.tracing import Metric, perplexity, sweep
 from emointerp.widgets.drawing import FAINT, Sheet, cell_colors
 from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.start_here import EVENTS
@@ -32,6 +34,8 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NONE = "none"
 WARN = ' class="warning"'
 LIMIT = 1.5 * MAX_COST  # the emotional picture's own story is about 1.5 times as perplexing as that of its neutral twin
+TOKENS = 64
+BEGUN = 12  # tokens of each story that are there when they are first shown
 
 
 class Push(NamedTuple):
@@ -48,7 +52,7 @@ class Story:
 
     `hit` is the share of wheels in which it names the emotion pushed towards, `others` what else it names; `cost` is its perplexity
     over that of the story without a push, both for the model without a push; `shift` the length of the push over that of the
-    residual stream.
+    residual stream. Where it is not `whole` yet, there is only its text so far.
     """
 
     text: str
@@ -58,11 +62,15 @@ class Story:
     others: tuple[str, ...] = ()
     cost: float = 1.0
     shift: float = 0.0
+    whole: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture and an event as the panel holds them: the prompt, kept so that it is read once, and what belongs to it."""
+    """A picture and an event as the panel holds them: the prompt, kept so that it is read once, and what belongs to it.
+
+    `lengths` are those of the residual stream at the prompt's last token, NaN where none was asked for yet (`_length`).
+    """
 
     event: str
     prompt: Prompt
@@ -73,22 +81,56 @@ class Shown:
 def prepared(vlm: VLM, picture: Any, event: str) -> Shown:
     """A picture and an event, made ready for `compute`."""
     prompt = vlm.prompt(picture, event)
-    return Shown(event, prompt, last_residuals(vlm, [prompt])[0].norm(dim=-1), data_uri(thumbnail(prompt.image, 320)))
+    return Shown(event, prompt, torch.full((vlm.anatomy.n_layers,), torch.nan), data_uri(thumbnail(prompt.image, 320)))
 
 
-def compute(vlm: VLM, directions: Directions, shown: Shown, pushes: Sequence[Push], wheels: WheelsLike = None) -> list[Story]:
-    """The story without a push, then one for each push: one sweep, and a forward for what they cost."""
+def compute(
+    vlm: VLM,
+    directions: Directions,
+    shown: Shown,
+    pushes: Sequence[Push],
+    wheels: WheelsLike = None,
+    so_far: Callable[[list[Story]], None] | None = None,
+) -> list[Story]:
+    """The story without a push, then one for each push: one sweep, and a forward for what they cost.
+
+    `so_far` is called with what the stories say after every `BEGUN` tokens, as long as none has ended.
+    """
     edits = [directions.edits(*push) for push in pushes]
-    found = sweep(vlm, shown.prompt, edits, max_new_tokens=64, progress=False)
+    watch = [] if so_far is None or vlm.remote else [_watch(vlm, shown.prompt, pushes, so_far)]
+    found = sweep(vlm, shown.prompt, edits, max_new_tokens=TOKENS, logits_processor=watch, progress=False)
     before, texts = found.baseline_texts[0], found.texts[0]
     unpushed, *likely = perplexity(vlm, shown.prompt, [before, *texts])
     scores = score(texts, [push.emotion for push in pushes], wheels)
     stories = [Story(before, named(before, wheels))]
     for push, text, p, hit, names in zip(pushes, texts, likely, scores.hit, scores.named, strict=True):
         others = tuple(name for name in names if name != emotion_of(push.emotion, wheels))
-        shift = push.alpha * float(directions[push[:2]].norm() / shown.lengths[push.layer])
+        shift = push.alpha * float(directions[push[:2]].norm()) / _length(vlm, shown, push.layer)
         stories.append(Story(text, names, push, hit, others, p / unpushed, shift))
     return stories
+
+
+def _watch(vlm: VLM, prompt: Prompt, pushes: Sequence[Push], so_far: Callable[[list[Story]], None]) -> Callable[..., Tensor]:
+    """A logits processor that changes nothing: it hands on the stories so far."""
+
+    def watch(ids: Tensor, logits: Tensor) -> Tensor:
+        begun = ids[:, len(prompt) :]
+        if len(begun) == 1 + len(pushes) and begun.shape[1] in range(BEGUN, TOKENS, BEGUN):
+            texts = vlm.tokenizer.batch_decode(begun, skip_special_tokens=True)
+            so_far([Story(f"{text.strip()} …", (), push, whole=False) for text, push in zip(texts, (None, *pushes), strict=True)])
+        return logits
+
+    return watch
+
+
+def _length(vlm: VLM, shown: Shown, layer: int) -> float:
+    """The length of the residual stream at the last token, read behind the prefix that the stories were told from."""
+    if shown.lengths[layer].isnan() and vlm.remote:  # one request for all layers
+        shown.lengths.copy_(last_residuals(vlm, [shown.prompt])[0].norm(dim=-1))
+    elif shown.lengths[layer].isnan():
+        metric = Metric(lambda last: last.norm(dim=-1), layer, "length")
+        shown.lengths[layer] = sweep(vlm, shown.prompt, [[]], metric, progress=False).baseline[0]
+    return float(shown.lengths[layer])
 
 
 class SteeringPanel(Panel):
@@ -109,9 +151,16 @@ class SteeringPanel(Panel):
         wheels: WheelsLike,
     ):
         shown = lru_cache(maxsize=32)(lambda picture, event: prepared(vlm, pictures[picture], event))
-        self._stories = lru_cache(maxsize=256)(
-            lambda picture, event, pushes: compute(vlm, directions, shown(picture, event), pushes, wheels)
-        )
+        told: set[tuple[str, str]] = set()
+
+        def tell(picture: str, event: str, pushes: tuple[Push, ...]) -> list[Story]:
+            one = shown(picture, event)
+            begun = None if (picture, event) in told else lambda some: self.so_far(stories_html(one, some, wheels))
+            found = compute(vlm, directions, one, pushes, wheels, begun)
+            told.add((picture, event))
+            return found
+
+        self._stories = lru_cache(maxsize=256)(tell)
         cells = [(at, a) for at in reversed(range(directions.n_layers)) for a in alphas]
 
         def found(
@@ -181,7 +230,7 @@ def _story(story: Story, wheels: WheelsLike) -> str:
 def _told(story: Story) -> tuple[str, str, str]:
     """What a story was pushed towards, or what it names; the emotion in the middle."""
     if story.push is None:
-        return "no push: the story names ", ", ".join(story.named) or "no emotion", ""
+        return ("no push: the story names ", ", ".join(story.named) or "no emotion", "") if story.whole else ("no push", "", "")
     return "towards ", story.push.emotion, f", alpha {story.push.alpha:g} after layer {story.push.layer}"
 
 
@@ -194,8 +243,8 @@ def _figures(story: Story) -> str:
 
 
 def _rows(story: Story) -> list[tuple[str, float, str, str, bool]]:
-    """Of a pushed story: a name, a bar's share and colour, words, and whether they are a warning."""
-    if story.push is None:
+    """Of a pushed story that is whole: a name, a bar's share and colour, words, and whether they are a warning."""
+    if story.push is None or not story.whole:
         return []
     own, costly = COLORS.get(story.push.emotion, GRAY), story.cost > LIMIT
     return [

@@ -1,7 +1,8 @@
 """Panel of chapter 07: turn the strengths of heads and neurons, and read the story before and after, side by side.
 
 Behind it is one `generate` a change: what does not change with the strengths, the story without VEENA and how sure the model is
-there, is kept. The case study tells several pictures beside one event, those of equal strength in one batch.
+there, is kept; where it is new, it is shown before the other is told. The case study tells several pictures beside one event, those
+of equal strength in one batch.
 """
 
 import math
@@ -28,7 +29,7 @@ from emointerp.start_here import conflict_intensities
 from emointerp.tracing import Edit, generate, perplexity
 from emointerp.veena import Place, Veena, confidence
 from emointerp.widgets.drawing import FAINT, Sheet
-from emointerp.widgets.panel import SEED, Panel, arranged
+from emointerp.widgets.panel import BUSY, SEED, Panel, arranged
 from emointerp.widgets.start_here import EVENTS
 from emointerp.world import SPLITS, Scene, loaded_events, sample
 
@@ -193,11 +194,18 @@ class VeenaPanel(Panel):
             one, every = self._read(picture, event, cases, Strengths(**strengths))
             return mended_html(one, wheels) + (cases_html(every, wheels) if every else "")
 
+        begun: set[tuple[str, str]] = set()
+
+        def first(picture: str, event: str, cases: bool, **_: Any) -> str | None:
+            names, known = tuple(pictures) if cases else (picture,), (picture, event) in begun
+            begun.update((name, event) for name in names)
+            return None if known else begun_html(shown(names, event)[names.index(picture)], wheels)
+
         def figure(picture: str, event: str, cases: bool, **strengths: Any) -> ShownFigure:
             return draw(*self._read(picture, event, cases, Strengths(**strengths)), wheels)
 
         controls = _controls(pictures, event, start, len(heads), len(whole.neurons))
-        super().__init__(controls, view, arranged(controls, wide=("event",)), draw=figure)
+        super().__init__(controls, view, arranged(controls, wide=("event",)), first=first, draw=figure)
 
     @property
     def mended(self) -> Mended:
@@ -261,12 +269,20 @@ def _controls(pictures: Mapping[str, Any], event: str, start: Strengths, n_heads
 
 def mended_html(mended: Mended, wheels: WheelsLike = None) -> str:
     """The picture and the event, the two stories side by side with emotion words in their colours, and what the second one cost."""
-    shown = mended.shown
     sides = (("without VEENA", mended.before, ""), ("with VEENA", mended.after, _figures(mended)))
+    return _beside(mended.shown, [_side(*side, wheels, mended.shown) for side in sides])
+
+
+def begun_html(shown: Shown, wheels: WheelsLike = None) -> str:
+    """The same while the second story is being told."""
+    later = f'<div class="narrow ruled"><small class="muted">with VEENA</small><div class="muted">{BUSY}</div></div>'
+    return _beside(shown, [_side("without VEENA", _story(shown, shown.before, wheels), "", wheels, shown), later])
+
+
+def _beside(shown: Shown, sides: Sequence[str]) -> str:
     return (
         f'<div class="beside"><img src="{shown.picture}" width="150" alt="the picture"/>'
-        f'<div class="rest">{_asked(shown)}'
-        f'<div class="columns">{"".join(_side(*side, wheels, shown) for side in sides)}</div></div></div>'
+        f'<div class="rest">{_asked(shown)}<div class="columns">{"".join(sides)}</div></div></div>'
     )
 
 

@@ -55,6 +55,7 @@ SECTIONS = {
     "real-sizes": "tests/benchmarks/real_sizes.py --device cpu --layers 2 4",
     "real-sizes-gpu": "tests/benchmarks/real_sizes.py --device cuda",
     "endurance": "tests/benchmarks/endurance.py",
+    "faults": "tests/benchmarks/faults.py",
 }
 # A share, a size or a time in the prose of the README, in digits or in words.
 FIGURE = re.compile(
