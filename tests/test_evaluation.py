@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -493,7 +494,13 @@ def run_cli(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     return done.value.code, said.out, said.err
 
 
-def test_the_command_line_runs_the_world(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def short_answers(monkeypatch):
+    """A random model's answers never end: eight tokens, not 64, where the command line is what is looked at."""
+    monkeypatch.setattr(benchmarks_module, "evaluate", partial(evaluate, max_new_tokens=8))
+
+
+def test_the_command_line_runs_the_world(short_answers, monkeypatch, capsys, tmp_path):
     out = tmp_path / "out"
     arguments = ["--model", random_folder(), "--out", out, "--n", 6, "--method", "none"]
     code, said, err = run_cli(monkeypatch, capsys, *arguments)
@@ -506,7 +513,7 @@ def test_the_command_line_runs_the_world(monkeypatch, capsys, tmp_path):
     assert code == 2 and err.splitlines()[-1].startswith("emointerp: ") and "sets.world.n was 6, is 7" in err
 
 
-def test_the_command_line_fits_first_where_asked(monkeypatch, capsys, tmp_path):
+def test_the_command_line_fits_first_where_asked(short_answers, monkeypatch, capsys, tmp_path):
     """After "none" was asked, so that a wrong number is refused before the fit; with the layer that was named."""
     fitted = []
     monkeypatch.setattr("emointerp.evaluation.contest", lambda vlm, l_emo: fitted.append(l_emo) or [none(), pai()])
