@@ -11,11 +11,10 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # torch and
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
-import jaxtyping  # noqa: E402
-import type_checks  # noqa: E402 - it imports beartype, which cannot be imported after nnsight
+import beartype  # noqa: E402, F401 - before nnsight, after which it cannot be imported
+from jaxtyping import install_import_hook  # noqa: E402
 
-jaxtyping.jaxtyped = type_checks.jaxtyped  # the decorator that the hook puts on functions and classes, looked up there
-jaxtyping.install_import_hook("emointerp", "type_checks.checked")
+install_import_hook("emointerp", "type_checks.checked")
 
 
 def pytest_addoption(parser) -> None:

@@ -168,8 +168,13 @@ def _size(row: dict[str, Any]) -> dict[str, Any]:
         "timed": row["timed"],
         "time": seconds(row["seconds"]),
     }
-    columns |= {"planned": row.get("planned s"), "peak GB": row["peak GB"], "planned GB": row.get("planned GB")}
+    columns |= {"planned": _range(row.get("planned s")), "peak GB": row["peak GB"], "planned GB": row.get("planned GB")}
     return columns | {"extrapolated": "yes" if row["extrapolated"] else None}
+
+
+def _range(planned: str | None) -> str | None:
+    """What `real_sizes.py` keeps of a plan, "21.4 - 53.4", in words."""
+    return f"{' to '.join(number(float(end)) for end in planned.split(' - '))}{SPACE}s" if planned else None
 
 
 def listed(rows: list[dict[str, Any]]) -> str:
