@@ -200,9 +200,9 @@ def test_the_interval_of_a_ratio_of_medians():
 
 
 def test_of_a_model_with_few_layers_only_the_extrapolation_is_shown():
-    rows = [size(2, False), size(4, False), size(32, True, **{"planned s": "1 to 3 s"}), size(0, False, model="SAE")]
+    rows = [size(2, False), size(4, False), size(32, True, **{"planned s": "1 - 2.5e+03"}), size(0, False, model="SAE")]
     assert wording.sizes(rows).replace(wording.SPACE, " ").splitlines()[2:] == [
-        "| big | load | ours | 1 of 1 | 48 s | 1 to 3 s | 64 | yes |",
+        "| big | load | ours | 1 of 1 | 48 s | 1 to 2,500 s | 64 | yes |",
         "| SAE | load | ours | 1 of 1 | 0 ms | – | 0 | – |",
     ]
 
