@@ -130,15 +130,7 @@ def saliency(
             return None
         return compute(*shown(**values, method=method, n=FEW), of=n)
 
-    first = next(iter(pictures))
-    controls: dict[str, widgets.Widget] = {
-        "picture": widgets.Dropdown(options=list(pictures), description="picture"),
-        "read": widgets.Dropdown(options=[EMBEDDING, ANSWER] if vlm else [EMBEDDING], description="read"),
-        "emotion": widgets.Dropdown(options=emotions, value=first if first in emotions else emotions[0], description="emotion"),
-        "method": widgets.Dropdown(options=list(METHODS), description="method"),
-        "sigma": widgets.FloatSlider(0.15, min=0.0, max=1.0, step=0.05, continuous_update=False, description="sigma"),
-        "n": widgets.SelectionSlider(options=COPIES, value=25, continuous_update=False, description="copies"),
-    }
+    controls = _controls(list(pictures), emotions, [EMBEDDING, ANSWER] if vlm else [EMBEDDING])
     return Panel(
         controls,
         lambda **values: compute(*shown(**values)),
@@ -146,6 +138,19 @@ def saliency(
         first=early,
         draw=lambda **values: draw(*shown(**values)),
     )
+
+
+def _controls(pictures: list[str], emotions: list[str], reads: list[str]) -> dict[str, widgets.Widget]:
+    return {
+        "picture": widgets.Dropdown(options=pictures, description="picture"),
+        "read": widgets.Dropdown(options=reads, description="read"),
+        "emotion": widgets.Dropdown(
+            options=emotions, value=pictures[0] if pictures[0] in emotions else emotions[0], description="emotion"
+        ),
+        "method": widgets.Dropdown(options=list(METHODS), description="method"),
+        "sigma": widgets.FloatSlider(0.15, min=0.0, max=1.0, step=0.05, continuous_update=False, description="sigma"),
+        "n": widgets.SelectionSlider(options=COPIES, value=25, continuous_update=False, description="copies"),
+    }
 
 
 def _fitted(tower: Tower) -> EmotionDirections:

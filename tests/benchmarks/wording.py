@@ -15,6 +15,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """
     if value is None:
         return "–"
+    value += 0.0  # -0.0 is 0
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) or float(value).is_integer() else f"{value:.{digits}g}"
 
 
