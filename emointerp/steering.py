@@ -158,20 +158,28 @@ class Steering:
         groups = pairs.groupby(level=keys, sort=False)
         return groups.agg(lambda values: mean_interval(values)).join(self.rates()[["perplexity_ratio", "goal_ratio"]])
 
-    def emotional_layer(self, measure: str = "clean", resamples: int = 2000, seed: int = 0) -> pd.Series:
-        """How often each layer has the largest effect C of S, each at its best alpha, when pairs are drawn anew: its share.
+    def emotional_layer(self, measure: str = "clean") -> int:
+        """l_emo: the layer where S gains most, each layer at its best alpha; of equal ones the first.
 
-        `.idxmax()` is l_emo. The gap is the same in all layers, so the largest gain has the largest C. Give alphas closely enough
-        that no layer's window falls between two of them.
+        The gap is the same in all layers, so the largest gain has the largest C. Give alphas closely enough that no layer's window
+        falls between two of them. `layer_shares` says how sure it is.
         """
-        _check_measure(measure)
-        rows = self.at(S).assign(gained=lambda t: t[measure] - t[f"{measure}_before"])
-        gained = rows.pivot_table("gained", "pair", ["layer", "alpha"])
+        return int(self._gains_by_pair(measure).mean().groupby(level="layer").max().idxmax())
+
+    def layer_shares(self, measure: str = "clean", resamples: int = 2000, seed: int = 0) -> pd.Series:
+        """How often each layer is `emotional_layer` when pairs are drawn anew with replacement: its share of the `resamples`."""
+        gained = self._gains_by_pair(measure)
         drawn = np.random.default_rng(seed).integers(len(gained), size=(resamples, len(gained)))
         means = pd.DataFrame(np.stack([gained.to_numpy()[some].mean(0) for some in drawn]), columns=gained.columns)
         best = means.T.groupby(level="layer").max().idxmax()
         layers = gained.columns.get_level_values("layer").unique()
         return best.value_counts(normalize=True).reindex(layers, fill_value=0.0).rename("share")
+
+    def _gains_by_pair(self, measure: str) -> pd.DataFrame:
+        """Gain under S: a row a pair, draws averaged, a column a layer and alpha."""
+        _check_measure(measure)
+        rows = self.at(S).assign(gained=lambda t: t[measure] - t[f"{measure}_before"])
+        return rows.pivot_table("gained", "pair", ["layer", "alpha"])
 
     def choose(self, layer: SupportsIndex, max_others: float = 0.2) -> "Choice":
         """The strength for each emotion at a layer: the alpha with the largest share of clean stories, the smaller of equal ones.

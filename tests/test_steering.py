@@ -173,7 +173,8 @@ def test_effect_is_the_share_of_the_gap():
     effect = steering.effect("clean")
     assert effect.C["S", 0, 1.0].mean == pytest.approx((2 / 4) / (3 / 4)) and effect.plain["S", 0, 1.0].mean == 0.5
     assert effect.C["random", 0, 1.0].mean == pytest.approx((0.5 / 4) / (3 / 4))  # mean over two draws
-    assert steering.emotional_layer().idxmax() == 1 and steering.emotional_layer().sum() == pytest.approx(1)
+    assert steering.emotional_layer() == steering.layer_shares().idxmax() == 1
+    assert steering.layer_shares().sum() == pytest.approx(1)
     assert steering.best_alphas() == {0: 1.0, 1: 1.0}
     nothing = made_up({("S", 0, 0, a): [0, 0, 0, 0] for a in (1.0, 2.0)})
     assert nothing.best_alphas() == {0: 2.0}  # no strength is too much where none does anything

@@ -53,9 +53,7 @@ def _labels() -> tuple[str, ...]:
 def _chosen(found: Steering, layers: Sequence[int], n: int) -> tuple[str, float, int, dict[str, float]]:
     """By which measure, at which strength, which layer, and how often each layer wins; the middle one where nothing gains.
 
-    l_emo is the layer of the largest mean gain under S, which is the largest C since all layers have one gap; each layer counts at
-    its best strength, and of equal ones the first is taken. How often each has the largest, when pairs are drawn anew, stands
-    beside it. The last layer is no candidate: only the unembedding reads a push there, which is but a change of the logits.
+    The last layer is no candidate for l_emo: only the unembedding reads a push there, which is but a change of the logits.
     """
     inner = found.table[found.table.layer < n - 1]
     found = found if inner.empty else replace(found, table=inner)
@@ -63,8 +61,8 @@ def _chosen(found: Steering, layers: Sequence[int], n: int) -> tuple[str, float,
         plain = found.effect(by).plain.map(lambda i: i.mean).xs(S)
         if plain.max() > 0:
             alpha = float(plain.groupby(level="alpha").mean().idxmax())
-            l_emo = int(plain.groupby(level="layer").max().idxmax())
-            return by, alpha, l_emo, {str(layer): float(share) for layer, share in found.emotional_layer(by).items()}
+            won = {str(layer): float(share) for layer, share in found.layer_shares(by).items()}
+            return by, alpha, found.emotional_layer(by), won
     return "", min(found.table.alpha), min(layers, key=lambda layer: abs(layer - n // 2)), {}
 
 

@@ -74,12 +74,11 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     found = differences(vlm, world_pairs("direction", sizes["direction"]), answer=BEGUN, batch=job.batch)
     directions = _directions(found)
     tried = _steered(vlm, "selection", sizes, directions, _layers(vlm, sizes["layers"]), ALPHAS["selection"])
-    layers = tried.emotional_layer()
-    layer = int(layers.idxmax())
+    layer, layers = tried.emotional_layer(), tried.layer_shares()
     choice = _steered(vlm, "tuning", sizes, directions, [layer], ALPHAS["tuning"]).choose(layer)
     towards = [e for e in directions.emotions if choice.alphas[e]]
     results = {"directions": _origin(directions), "layers": {str(i): float(won) for i, won in layers.items()}}
-    by_layer = "After which layer a push helps", figure_html(tried.plot(), _layer_alt(layers)) + _explained(sizes)
+    by_layer = "After which layer a push helps", figure_html(tried.plot(), _layer_alt(layer)) + _explained(sizes)
     if not towards:
         none, plain = (
             results | {"layer": None, "alphas": {}},
@@ -233,8 +232,8 @@ def _kept(directions: Directions) -> list[str]:
 # on the page
 
 
-def _layer_alt(layers: pd.Series) -> str:
-    return f"Lines: effect of the push by layer, for each strength; the best layer is {layers.idxmax()}"
+def _layer_alt(layer: int) -> str:
+    return f"Lines: effect of the push by layer, for each strength; the best layer is {layer}"
 
 
 def _explained(sizes: Mapping[str, int]) -> str:
