@@ -39,13 +39,14 @@ NAMED = ("the picture's emotion", "the event's emotion", "another emotion", "no 
 class Telling:
     """The story that a model tells of a picture and an event, with the emotion words in it.
 
-    `emotion` is what the picture is known to show (a `Scene`), or None.
+    `emotion` is what the picture is known to show (a `Scene`), or None; `whole` is False while the story is being told.
     """
 
     picture: Image.Image = field(repr=False)
     event: str
     story: str
     emotion: str | None = None
+    whole: bool = True
 
     @cached_property
     def words(self) -> tuple[EmotionWord, ...]:
@@ -60,13 +61,13 @@ class Telling:
     def _repr_html_(self) -> str:
         picture = data_uri(thumbnail(self.picture, 320))
         known = f"the picture shows <b>{escape(self.emotion)}</b>" if self.emotion else "what it shows is not known"
-        told = ", ".join(self.named) or "no emotion"
+        names = f"; the story names <b>{', '.join(self.named) or 'no emotion'}</b>" if self.whole else ""
         return (
             '<div style="display:flex;gap:1em;align-items:center;margin:.4em 0;max-width:46em">'
             f'<img src="{picture}" width="150" style="border-radius:6px" alt="the picture">'
             f'<div><div style="opacity:.75">{marked(self.event, ())}</div><div style="font-size:1.15em;margin:.3em 0">'
             f"{marked(self.story, self.words)}</div>"
-            f'<small style="opacity:.75">{known}; the story names <b>{told}</b></small></div></div>'
+            f'<small style="opacity:.75">{known}{names}</small></div></div>'
         )
 
 
@@ -96,10 +97,14 @@ class Reading:
     familiarity: Familiarity | None
 
 
-def read(vlm: VLM, picture: Any, event: str = EVENT) -> Reading:
-    """Tell a picture's story, and that of its neutral twin if the picture is a scene of the drawn world."""
-    pictures = [picture, picture.neutral()] if isinstance(picture, Scene) else [picture]
-    telling, *twin = tell_all(vlm, [(one, event) for one in pictures], progress=False)
+def with_twin(picture: Any) -> list[Any]:
+    """The picture, and its neutral twin if it is a scene of the drawn world."""
+    return [picture, picture.neutral()] if isinstance(picture, Scene) else [picture]
+
+
+def read(vlm: VLM, picture: Any, event: str = EVENT, **options: Any) -> Reading:
+    """Tell a picture's story, and that of its neutral twin if it has one; `options` as in `generate`."""
+    telling, *twin = tell_all(vlm, [(one, event) for one in with_twin(picture)], progress=False, **options)
     return Reading(telling, twin[0] if twin else None, familiarity(vlm, to_image(picture)))
 
 

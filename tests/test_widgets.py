@@ -29,12 +29,14 @@ from emointerp.sae.emotion import EmotionDirections
 from emointerp.saliency import saliency_map, toward
 from emointerp.start_here import EVENT
 from emointerp.tracing import AddVector, ScaleAttention, ScaleNeurons, generate, sweep
-from emointerp.widgets import PatchGrid, TokenStrip, saliency, steering, veena
+from emointerp.widgets import PatchGrid, TokenStrip, saliency, start_here, steering, veena
 from emointerp.widgets.drawing import cell_colors
 from emointerp.widgets.panel import Panel
 from emointerp.widgets.steering import ALPHAS, Push, Story, grid_html, prepared, stories_html
+from emointerp.widgets.streaming import stories_so_far
 from emointerp.widgets.tinted import RAMP
 from emointerp.world import sample
+from emointerp.world.scene import with_intensity
 
 QUARTERS = [[0, 0, 32, 16], [32, 0, 64, 16], [0, 16, 32, 32], [32, 16, 64, 32]]
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -475,20 +477,31 @@ def test_a_new_event_shows_the_first_words_of_both_stories(panel, random_vlm):  
     assert "the story names" in whole and "of the residual stream" in whole and panel.view.value == whole
 
 
-def test_what_is_known_of_an_event_is_not_shown_in_parts(panel):
-    assert len(views(panel, alpha=0.7)) == len(views(panel, layer=2)) == len(views(panel, versus="joy")) == 1
+def test_a_story_is_shown_in_parts_once_and_a_grid_is_not(panel):
+    assert len(views(panel, alpha=0.7)) == len(views(panel, layer=2)) == len(views(panel, versus="joy")) == 6
     assert len(views(panel, grid=True)) == 1 and len(views(panel, grid=False, picture="two")) == 1 + 6
-    assert len(views(panel, picture="one")) == 1 and len(views(panel, event=LETTER)) == 6
-    assert len(views(panel, event=EVENT)) == len(views(panel, event=LETTER)) == 1
+    assert len(views(panel, picture="one")) == len(views(panel, versus="none", layer=1, alpha=0.5)[-1:]) == 1
 
 
 def test_stories_of_which_one_has_ended_wait_for_the_whole_view(random_vlm):  # noqa: F811
     """A logits processor sees those that go on, and not which they are."""
-    prompt, pushes, seen = random_vlm.prompt(picture(1), EVENT), (Push("fear", 1, 0.5),), []
-    watch = STEERING._watch(random_vlm, prompt, pushes, seen.append)
-    ids, logits = torch.full((2, len(prompt) + 12), 5), torch.zeros(2, 7)
-    assert watch(ids[:1], logits[:1]).shape == (1, 7) and watch(ids[:, :-1], logits) is logits and seen == []
-    assert watch(ids, logits) is logits and [(s.push, s.whole) for s in seen[0]] == [(None, False), (*pushes, False)]
+    seen, ids, logits = [], torch.full((2, 9 + 12), 5), torch.zeros(2, 7)
+    (watch,) = stories_so_far(random_vlm, 2, seen.append)
+    assert watch(ids[:, :9], logits) is logits and watch(ids[:1], logits[:1]).shape == (1, 7)
+    assert watch(ids[:, :-1], logits) is logits and seen == []
+    assert watch(ids, logits) is logits and seen == [[f"{random_vlm.tokenizer.decode([5] * 12).strip()} …"] * 2]
+
+
+def test_both_stories_of_a_picture_and_its_twin_are_shown_while_they_are_told(random_vlm):  # noqa: F811
+    scene = sample("test", 1, seed=6, emotions=("fear",))[0].scene
+    *parts, whole = views(start_here(random_vlm, {"one": scene}), event=LETTER)
+    assert len(parts) == 5 and "the story names" in whole
+    for i, html in enumerate(parts):
+        told = [
+            random_vlm.generate(random_vlm.prompt(with_intensity(one, 0.9), LETTER), max_new_tokens=12 * (i + 1))
+            for one in (scene, scene.neutral())
+        ]
+        assert all(marked(f"{text} …", emotions.extract(text)) in html for text in told) and "the story names" not in html
 
 
 HEADS, NEURONS = [(2, 1), (0, 3), (1, 0)], [(2, 7), (1, 5)]
@@ -500,14 +513,17 @@ BY_HAND = [
 
 def test_the_story_without_veena_is_shown_before_the_other_is_told(random_vlm):  # noqa: F811
     panel = veena(random_vlm, HEADS, NEURONS, 1, {"one": picture(1), "two": picture(2)}, EVENT, beta=16.0, gamma=2.5)
-    first, whole = views(panel, event=LETTER)
+    first, *parts, whole = views(panel, event=LETTER)
     prompt = random_vlm.prompt(picture(1), LETTER)
     before, after = generate(random_vlm, prompt), generate(random_vlm, prompt, BY_HAND)
     with oracle.hooked(random_vlm, BY_HAND, prompt):
         assert after == random_vlm.generate(prompt) != before
     assert story(before) in first and first.count('story">') == first.count("reading …") == 1 and "perplexity" not in first
     assert story(before) in whole and story(after) in whole and "reading …" not in whole and "perplexity" in whole
-    assert len(views(panel, beta=4.0)) == len(views(panel, event=EVENT)) == len(views(panel, cases=True)) == 1
+    assert len(parts) == 5 and all(story(before) in html and "perplexity" not in html for html in parts)
+    with oracle.hooked(random_vlm, BY_HAND, prompt):
+        assert story(f"{random_vlm.generate(prompt, max_new_tokens=24)} …") in parts[1]
+    assert len(views(panel, beta=4.0)) == 6 and len(views(panel, event=EVENT)) == 6 and len(views(panel, cases=True)) == 1
     assert len(views(panel, picture="two")) == 1  # told for the case study
 
 

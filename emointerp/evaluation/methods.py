@@ -123,8 +123,10 @@ def oracle_steering(directions: Directions, layer: int, alpha: float = 1.0) -> M
     return Method("steering with the gold emotion", answers, settings, oracle=True)
 
 
-def grouped(vlm: VLM, prompts: Sequence[Prompt], edit_lists: Sequence[Sequence[Edit]], decoding: Decoding) -> list[str]:
-    """Each prompt's answer under its own edits, those with equal edits together."""
+def grouped(
+    vlm: VLM, prompts: Sequence[Prompt], edit_lists: Sequence[Sequence[Edit]], decoding: Decoding, **options: Any
+) -> list[str]:
+    """Each prompt's answer under its own edits, those with equal edits together; other `options` as in `generate`."""
     if len(edit_lists) != len(prompts):
         raise InputError(f"{len(prompts)} prompts, but edits for {len(edit_lists)}; give a list of edits for each, [] for none.")
     groups: dict[tuple[Edit, ...], list[int]] = {}
@@ -132,6 +134,6 @@ def grouped(vlm: VLM, prompts: Sequence[Prompt], edit_lists: Sequence[Sequence[E
         groups.setdefault(tuple(edits), []).append(i)
     found: dict[int, str] = {}
     for edits, rows in groups.items():
-        told = generate(vlm, [prompts[i] for i in rows], edits, **decoding.options())
+        told = generate(vlm, [prompts[i] for i in rows], edits, **decoding.options(), **options)
         found |= dict(zip(rows, told, strict=True))
     return [found[i] for i in range(len(prompts))]

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
 from emointerp.heads.maps import LOOKING, PLACE, HeadMap
-from emointerp.heads.measures import HITS, RESTORATION, Measured, measure_of
 from emointerp.lens import Words
+from emointerp.measures import HITS, RESTORATION, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, fingerprint
 from emointerp.tracing import ScaleAttention

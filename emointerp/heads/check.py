@@ -26,10 +26,12 @@ from tqdm.auto import tqdm
 
 from emointerp.circuit import revision
 from emointerp.directions import Directions
+from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.files import whole
-from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
+from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words, head_writes
+from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import GRAY, INK, ORANGE, new_figure
@@ -104,6 +106,7 @@ def check_heads(
     near: int | None = None,
     apart: bool = False,
     words: Words = None,
+    wheels: WheelsLike = None,
     answer: str = "I felt",
     max_new_tokens: int = 64,
     seed: int = 0,
@@ -112,13 +115,13 @@ def check_heads(
 ) -> HeadCheck:
     """Silence and restore `heads`, (layer, head)s, together on pairs that did not choose them, beside `sets` random sets.
 
-    `metric`, `directions` and `layer` as in `head_map`. `donors` of the ablations are the "neutral" pictures of the other pairs, or
+    `metric`, `directions`, `layer`, `words` and `wheels` as in `head_map`. `donors` of the ablations are the "neutral" pictures of the other pairs, or
     "others": emotional pictures of other emotions. `near` and `apart` as in `matched_sets`.
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
     """
     heads = _checked_heads(vlm, heads)
-    measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens)
+    measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
     where, answer = checked_positions(positions, measure), answer if measure.metrics else ""
     both = [twin_prompts(vlm, pair, answer) for pair in pairs]
     check_aligned(vlm, pairs, both)

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from emointerp.directions import Directions
 from emointerp.heads.drawing import draw_map, means
-from emointerp.heads.measures import check_directions
 from emointerp.lens import head_writes
+from emointerp.measures import check_directions
 from emointerp.models import VLM
 from emointerp.pairs import Pair, check_number, twin_prompts
 from emointerp.plots import new_figure

@@ -20,10 +20,12 @@ from tqdm.auto import tqdm
 
 from emointerp.circuit import Head
 from emointerp.directions import Directions
+from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
-from emointerp.heads.measures import Measure, Measured, checked_positions, measure_of, patched_head
+from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
+from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
@@ -195,6 +197,7 @@ def head_map(
     layers: Iterable[int] | int | None = None,
     positions: Any = "last",
     words: Words = None,
+    wheels: WheelsLike = None,
     answer: str = "I felt",
     max_new_tokens: int = 64,
     progress: bool = True,
@@ -202,11 +205,12 @@ def head_map(
     """Patch every head of every layer, one at a time, at `positions` of each pair's prompt, through one sweep a prompt.
 
     "denoising" puts the emotional picture's heads into its neutral twin's run, "noising" the other way round. `metric` is one of
-    the names in `measures.measure_of`, or a `Metric`; "restoration" and "projection" need `directions`, the first also l_emo as
+    the names in `emointerp.measures.measure_of`, or a `Metric`; "restoration" and "projection" need `directions`, the first also l_emo as
     `layer`. `layers`: by default all that come before what is measured (upstream heads for restoration). For "hit rate", no
-    answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told.
+    answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told. For a concept
+    of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.
     """
-    measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens)
+    measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
     where, chosen, sites = checked_positions(positions, measure), _layers(measure, layers), ["heads", "residual"]
     lasts = measure.metrics is None
 

@@ -22,6 +22,7 @@ from scipy.stats import permutation_test
 from emointerp.errors import InputError
 from emointerp.heads.drawing import means
 from emointerp.heads.maps import HeadMap
+from emointerp.measures import thirds
 from emointerp.plots import COLORS, GRAY, INK, PALE, new_figure
 from emointerp.statistics import Interval, benjamini_hochberg
 
@@ -91,7 +92,7 @@ def specificity(
     """Specificity, on `held`, of the heads that `found` shows to bring something over: `HeadMap.passed(alpha, least)`.
 
     The two maps are of different pictures and of the same metric and direction; effects are shares of each emotion's own gap.
-    `stages` maps names to layers: by default the thirds early, middle and deep. Intervals take the gaps as known. A `threshold` of
+    `stages` maps names to layers: by default the thirds (`measures.thirds`). Intervals take the gaps as known. A `threshold` of
     0.5 is about what a head has that serves the square root of n emotions alike, 2 or 3 of 6, and no other.
     """
     _check_apart(found, held)
@@ -181,8 +182,7 @@ def _interval(drawn: Float[np.ndarray, " draw"], n: int) -> Interval:
 
 def _stage_of(held: HeadMap, stages: Mapping[str, Iterable[int]] | None) -> dict[int, str]:
     """The stage of each layer."""
-    thirds = np.array_split(np.arange(held.table.layer.max() + 1), 3)
-    named = dict(zip(("early", "middle", "deep"), thirds, strict=True)) if stages is None else stages
+    named = thirds(int(held.table.layer.max()) + 1) if stages is None else stages
     return {int(layer): name for name, layers in named.items() for layer in layers}
 
 

@@ -24,7 +24,7 @@ from emointerp.heads import (
 )
 from emointerp.heads.check import MEAN, RESAMPLE, RESTORE
 from emointerp.heads.drawing import means
-from emointerp.heads.measures import PROJECTION, RESTORATION
+from emointerp.measures import PROJECTION, RESTORATION
 from emointerp.pairs import Pair
 from emointerp.reproduce.kept import Result, digest
 from emointerp.reproduce.sizes import stages

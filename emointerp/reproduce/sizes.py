@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emointerp.errors import InputError
+from emointerp.measures import STAGES
 from emointerp.models.anatomy import Anatomy
 from emointerp.models.budget import GPUS, Budget
 from emointerp.tour.sizes import BRANCHES, GRADIENT, Pace
@@ -161,5 +162,5 @@ def stages(n: int) -> dict[str, tuple[int, ...]]:
     {'shallow': (0, 7), 'middle': (8, 19), 'deep': (20, 31)}
     """
     ends = [0, round(n / 4), round(5 * n / 8), n]
-    runs = {name: tuple(range(a, b)) for name, a, b in zip(("shallow", "middle", "deep"), ends, ends[1:], strict=False)}
+    runs = {name: tuple(range(a, b)) for name, a, b in zip(STAGES, ends, ends[1:], strict=False)}
     return {name: run for name, run in runs.items() if run}

@@ -7,6 +7,7 @@ middle would look good, and the *picture alone*, since ink is where things are d
 the truth is known: `Scene.masks()["expression"]`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from emointerp.errors import InputError
 from emointerp.models import to_image
 from emointerp.models.patches import whole
 from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, QUIET, YELLOW, ends, new_figure
+from emointerp.saliency.layers import NoMapError
 from emointerp.saliency.methods import METHODS, method_named, random_map, smoothgrad
 from emointerp.saliency.places import place
 from emointerp.saliency.targets import Target
@@ -51,11 +53,13 @@ class MapCheck:
     picture, emotion, method, draw; `deletion` and `insertion`, the mean of the target while pixels go or come; `inside`, the share
     of the map's mass in the true mask, `elsewhere`, that of the same method's map of another picture in the same mask, and `area`,
     the mask's share of the picture (NaN for pictures that are no scenes).
-    `curves` [row, deletion or insertion, step] are the target's values on the way.
+    `curves` [row, deletion or insertion, step] are the target's values on the way. `left_out` says why of methods that cannot be
+    had for these targets.
     """
 
     table: pd.DataFrame
     curves: Float[np.ndarray, "row kind step"] = field(repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_frame(self, flips: int = 10_000) -> pd.DataFrame:
         """A row a method, `Interval`s over pictures (paired bootstrap), draws of random maps averaged first.
@@ -99,7 +103,10 @@ class MapCheck:
         return figure
 
     def plot_curves(self, methods: Sequence[str] = ("smoothgrad", "gradient", RANDOM)) -> Figure:
-        """The mean target while pixels are deleted and inserted, in the order of each method's maps."""
+        """The mean target while pixels are deleted and inserted, in the order of each method's maps; InputError for others'."""
+        methods = [method for method in methods if method not in self.left_out]
+        if strange := [method for method in methods if method not in self.methods]:
+            raise InputError(f"{strange[0]!r} was not checked; expected some of {', '.join(self.methods)}.")
         figure, axes = new_figure(1, 2, width=8.4, height=3.2)
         x = np.linspace(0, 1, self.curves.shape[-1])
         colours = dict(zip([m for m in methods if m != RANDOM], (BLUE, ORANGE, GREEN, YELLOW), strict=False))
@@ -168,15 +175,13 @@ def check_maps(
     `METHODS`, or a mapping from names to settings: `{"smoothgrad": {"n": 50}}`. There are `draws` random maps a picture. Deletion
     and insertion go in `steps` over `cells` x `cells` cells of the picture, in the order of the map's values, signs and all: a
     method with signs can put last what speaks against the target. What is taken away is blurred, or filled with the mean colour
-    (`fill`).
+    (`fill`). A method that cannot be had for these targets, as rollout for answers, is left out with a warning; InputError where
+    none is left.
     """
     settings = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
     _check_asked(settings, pictures, fill, (draws, cells, steps))
     images, targets = [to_image(picture) for picture in pictures], [target_of(picture) for picture in pictures]
-    found = [
-        {name: method_named(name)(target, image, **given) for name, given in (settings | {ALONE: {}}).items()}
-        for target, image in zip(tqdm(targets, desc="maps", disable=not progress), images, strict=True)
-    ]
+    found, left_out = _maps(targets, images, settings, progress)
     rows, curves = [], []
     for i, image in enumerate(tqdm(images, desc="deletion", disable=not progress)):
         other = _resized(next(iter(found[i - 1].values())), image.size)
@@ -192,7 +197,32 @@ def check_maps(
             area = np.nan if mask is None else float(mask.mean())
             rows.append((i, getattr(pictures[i], "emotion", ""), name, draw, deletion, insertion, *known, area))
     columns = ["picture", "emotion", "method", "draw", "deletion", "insertion", "inside", "elsewhere", "area"]
-    return MapCheck(pd.DataFrame(rows, columns=columns), np.array(curves))
+    return MapCheck(pd.DataFrame(rows, columns=columns), np.array(curves), left_out)
+
+
+def _maps(
+    targets: Sequence[Target], images: Sequence[Image.Image], settings: Mapping[str, Mapping[str, Any]], progress: bool
+) -> tuple[list[dict[str, np.ndarray]], dict[str, str]]:
+    """Each picture's maps by the methods that all targets have, and the picture alone; and why others are left out."""
+    found, left_out = [], {}
+    for target, image in zip(tqdm(targets, desc="maps", disable=not progress), images, strict=True):
+        maps = {}
+        for name, given in settings.items():
+            try:
+                maps[name] = method_named(name)(target, image, **given)
+            except NoMapError as why:
+                left_out[name] = str(why)
+        found.append(maps | {ALONE: METHODS[ALONE](target, image)})
+    if left_out:
+        _say_left_out(left_out, settings)
+    return [{name: one for name, one in maps.items() if name not in left_out} for maps in found], left_out
+
+
+def _say_left_out(left_out: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    said = " ".join(f"{name} is left out: {why}" for name, why in left_out.items())
+    if set(settings) <= set(left_out):
+        raise InputError(f"No method is left to check. {said}")
+    warnings.warn(said, stacklevel=4)
 
 
 @torch.no_grad()

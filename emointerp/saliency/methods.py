@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 from emointerp.errors import InputError
-from emointerp.models.anatomy import eager
 from emointerp.models.towers import Tower
+from emointerp.saliency.layers import NoMapError, attention_weights, patch_order
 from emointerp.saliency.places import paint
-from emointerp.saliency.targets import Target, TowerTarget, kept_outputs, patch_tokens, tower_layers
+from emointerp.saliency.targets import Target, TowerTarget
 
 Map = Float[np.ndarray, "height width"]
 Function = Callable[[Tensor], Tensor]
@@ -104,11 +104,12 @@ def grad_cam(target: Target, image: Image.Image) -> Map:
     """Grad-CAM (Selvaraju et al. 2017) over tokens: `relu(sum_d mean_t(df/dA_td) A_td)`, a number a token t.
 
     The "convolution" A is the patches after the tower's last layer but one (after the last, a tower that pools its class token has
-    no gradient on patches); of an answer it is the visual tokens as they enter the language model.
+    no gradient on patches), Qwen's before they are merged; of an answer it is the visual tokens as they enter the language model.
+    NoMapError where the order of a tower's patches is not known.
     """
     tokens, visual, value = target.tokens(target.pixels([image]))
     (slope,) = torch.autograd.grad(value.sum(), tokens)
-    cam = (slope[:, visual].mean(1, keepdim=True) * tokens[:, visual]).sum(-1).relu()
+    cam = (visual(slope).mean(1, keepdim=True) * visual(tokens)).sum(-1).relu()
     return paint(_array(cam[0]), target.boxes(image.size), image.size)
 
 
@@ -117,33 +118,27 @@ def rollout(target: Target, image: Image.Image) -> Map:
 
     The product over layers of `(A + I) / 2`, A the mean over heads, weighed by where the vector is taken from: the pooling head's
     attention (SigLIP has no class token), the class token, or all patches alike. It hangs on the picture and not on the target.
+    NoMapError for an answer, and where the order of a tower's patches is not known.
     """
     if not isinstance(target, TowerTarget):
-        raise InputError("Rollout tells of a tower, not of an answer; take a target of the tower (`toward`, `feature`).")
+        raise NoMapError("Rollout tells of a tower, not of an answer; take a target of the tower (`toward`, `feature`).")
     paths = rolled_out(target.tower, target.pixels([image]))
     return paint(_array(paths[0]), target.boxes(image.size), image.size)
 
 
 @torch.no_grad()
 def rolled_out(tower: Tower, pixels: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n patch"]:
-    """The share of a tower's vector that rollout traces to each patch; what is traced to the class token is left out."""
-    layers = tower_layers(tower)
-    pool = [module for module in tower.model.modules() if isinstance(module, nn.MultiheadAttention)]
-    dtype = next(tower.model.parameters()).dtype
-    attention = [layer.self_attn for layer in layers]
-    with eager(attention[0]), kept_outputs(attention, 1) as kept, kept_outputs(pool, 1) as pooling:
-        tower.pooled(pixels.to(dtype))
-    tokens = kept[0].shape[-1]
-    paths = torch.eye(tokens, device=kept[0].device).expand(len(pixels), -1, -1)
-    for weights in kept:
-        paths = (weights.float().mean(1) / 2 + torch.eye(tokens, device=paths.device) / 2) @ paths
-    if pooling:
-        taken = pooling[0].float()[:, :1]
-    elif tokens > tower.n_patches:
-        taken = torch.eye(tokens, device=paths.device)[None, :1]
-    else:
-        taken = paths.new_full((1, 1, tokens), 1 / tokens)
-    return (taken @ paths)[:, 0, patch_tokens(tower)]
+    """The share of a tower's vector that rollout traces to each patch that its layers hold, in rows; the class token left out."""
+    attention, taken = attention_weights(tower, pixels.to(next(tower.model.parameters()).dtype))
+    tokens, patches = attention[0].shape[-1], patch_order(tower)
+    itself = torch.eye(tokens, device=attention[0].device)
+    paths = itself.expand(len(pixels), -1, -1)
+    for weights in attention:
+        paths = (weights / 2 + itself / 2) @ paths
+    if taken is None:  # from the class token, which is no patch and comes first, or from all
+        has_class = isinstance(patches, slice) and tokens > tower.n_patches
+        taken = itself[None, :1] if has_class else paths.new_full((1, 1, tokens), 1 / tokens)
+    return (taken @ paths)[:, 0, patches]
 
 
 def random_map(target: Target, image: Image.Image, seed: int = 0, blur: float = 1 / 16) -> Map:

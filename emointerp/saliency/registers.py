@@ -17,11 +17,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from tqdm.auto import tqdm
 
-from emointerp.errors import InputError
 from emointerp.models import to_image
 from emointerp.models.towers import Tower
 from emointerp.plots import new_figure
-from emointerp.saliency.targets import kept_outputs, patch_tokens, tower_layers
+from emointerp.saliency.layers import NoMapError, in_rows, kept_outputs, layer_boxes, tower_layers
 
 LAYERS = 2  # the last ones of a tower, all of which must show it
 THRESHOLD = 6.0  # robust standard deviations
@@ -103,8 +102,8 @@ def robust_z(values: Float[np.ndarray, "layer patch"]) -> Float[np.ndarray, "lay
 def find_registers(tower: Tower, picture: Any, layers: int = LAYERS, threshold: float = THRESHOLD) -> Registers:
     """Lengths of a picture's patches in the last `layers` layers of a tower, and which of them look like registers."""
     image = to_image(picture)
-    boxes = tower.boxes(image.size)
-    return Registers(image, boxes, _norms(tower, image, layers), _spread(image, boxes), threshold)
+    boxes, norms = _lengths(tower, image, layers)
+    return Registers(image, boxes, norms, _spread(image, boxes), threshold)
 
 
 def count_registers(tower: Tower, pictures: Sequence[Any], progress: bool = True, **settings: Any) -> pd.DataFrame:
@@ -134,16 +133,19 @@ def frame(axis: Any, boxes: Float[np.ndarray, "box 4"]) -> None:
 
 
 @torch.no_grad()
-def _norms(tower: Tower, image: Image.Image, layers: int) -> Float[np.ndarray, "layer patch"]:
-    """Lengths of patches in the last layers; of towers whose layers hold them in another order, after the last only."""
+def _lengths(
+    tower: Tower, image: Image.Image, layers: int
+) -> tuple[Float[np.ndarray, "patch 4"], Float[np.ndarray, "layer patch"]]:
+    """Where patches lie and how long they are in the last layers; after the last only, of towers whose order is not known."""
     pixels = tower.pixels([image])
     try:
         last = tower_layers(tower)[-layers:]
-    except InputError:
-        return tower.patches(pixels).float().norm(dim=-1).cpu().numpy()
+    except NoMapError:
+        return tower.boxes(image.size), tower.patches(pixels).float().norm(dim=-1).cpu().numpy()
     with kept_outputs(last) as kept:
         tower.patches(pixels)
-    return np.stack([hidden[0, patch_tokens(tower)].float().norm(dim=-1).cpu().numpy() for hidden in kept]).astype(float)
+    norms = [in_rows(tower, hidden)[0].float().norm(dim=-1).cpu().numpy() for hidden in kept]
+    return layer_boxes(tower, image.size), np.stack(norms).astype(float)
 
 
 def _spread(image: Image.Image, boxes: Float[np.ndarray, "patch 4"]) -> Float[np.ndarray, " patch"]:

@@ -12,15 +12,15 @@ torch.Size([2])
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from emointerp.errors import InputError
@@ -31,10 +31,12 @@ from emointerp.models.patches import Size
 from emointerp.models.towers import Tower, flattened, unflattened
 from emointerp.sae import SAE
 from emointerp.sae.reading import inputs
+from emointerp.saliency.layers import in_rows, kept_inputs, kept_outputs, layer_boxes, tower_layers
 from emointerp.saliency.places import place, tile_regions, tower_region
 from emointerp.tracing import Metric
 from emointerp.tracing.metrics import as_metric
 
+Pick = Callable[[Tensor], Float[Tensor, "n token d"]]
 OVER = {"max": lambda fired: fired.amax(1), "sum": lambda fired: fired.sum(1)}
 
 
@@ -61,14 +63,14 @@ class TowerTarget:
         return place(values.reshape(-1, *values.shape[-2:]), [tower_region(self.tower, size, side)], size)
 
     def boxes(self, size: Size) -> Float[np.ndarray, "token 4"]:
-        """Where the tower's patches lie in a picture of `size`."""
-        return self.tower.boxes(size)
+        """Where the patches that the tower's layers hold lie in a picture of `size`."""
+        return layer_boxes(self.tower, size)
 
-    def tokens(self, pixels: Float[Tensor, "n *view"]) -> tuple[Float[Tensor, "n token d"], slice, Float[Tensor, " n"]]:
-        """Tokens after the tower's last layer but one, which of them are patches, and f, which hangs on them."""
+    def tokens(self, pixels: Float[Tensor, "n *view"]) -> tuple[Tensor, Pick, Float[Tensor, " n"]]:
+        """Tokens after the tower's last layer but one, what picks patches in rows of them, and f, which hangs on them."""
         with kept_outputs(tower_layers(self.tower)[-2:-1]) as kept:
             value = self(pixels)
-        return kept[0], patch_tokens(self.tower), value
+        return kept[0], partial(in_rows, self.tower), value
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +116,12 @@ class AnswerTarget:
         """Where the visual tokens look."""
         return self.vlm.boxes(self.prompt)
 
-    def tokens(self, pixels: Float[Tensor, "n *view"]) -> tuple[Float[Tensor, "n token d"], list[int], Float[Tensor, " n"]]:
-        """Tokens as they enter the language model, which of them are the picture's, and f, which hangs on them."""
+    def tokens(self, pixels: Float[Tensor, "n *view"]) -> tuple[Tensor, Pick, Float[Tensor, " n"]]:
+        """Tokens as they enter the language model, what picks the picture's of them, and f, which hangs on them."""
         first = part(self.vlm.model, self.vlm.anatomy.layers)[0]
         with kept_inputs(first) as kept:
             value = self(pixels)
-        return kept[0], list(self.prompt.visual), value
+        return kept[0], lambda tokens: tokens[:, list(self.prompt.visual)], value
 
     def _view(self, given: dict[str, Any]) -> Tensor:
         if "image_grid_thw" not in given:
@@ -196,52 +198,6 @@ def _difference(a: Metric, b: Metric) -> Metric:
 def _mean_code(sae: SAE, tower: Tower, pixels: Tensor) -> Float[Tensor, "n d_hidden"]:
     codes = sae.encode(inputs(sae, tower, pixels)).dense()
     return codes if codes.ndim == 2 else codes.mean(1)
-
-
-# inside towers
-
-
-def tower_layers(tower: Tower) -> Sequence[nn.Module]:
-    """The layers of a CLIP or SigLIP tower; InputError for others, whose patches stand in an order of their own."""
-    inside = getattr(tower.model, "vision_model", tower.model)
-    if not hasattr(inside, "encoder"):
-        raise InputError(f"The layers of {type(inside).__name__} hold patches in an order of their own; take an `answer` target.")
-    return list(inside.encoder.layers)
-
-
-def patch_tokens(tower: Tower) -> slice:
-    """Which of a layer's tokens are patches: all but the class token, which CLIP has in front."""
-    return slice(-tower.n_patches, None)
-
-
-@contextmanager
-def kept_outputs(modules: Sequence[nn.Module], which: int = 0):
-    """Collects what modules put out, in a list; of several things the one that is asked for, such as attention's weights (1)."""
-    kept: list[Tensor] = []
-    hooks = [
-        module.register_forward_hook(lambda module, given, out: kept.append(out[which] if isinstance(out, tuple) else out))
-        for module in modules
-    ]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def kept_inputs(layer: nn.Module):
-    """Collects the hidden states that a layer is given, in a list."""
-    kept: list[Tensor] = []
-
-    def keep(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
-        kept.append(given[0] if given else named["hidden_states"])
-
-    hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield kept
-    finally:
-        hook.remove()
 
 
 def _first_weight(tower: Tower) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,7 @@ from emointerp.errors import InputError
 from emointerp.markup import data_uri, thumbnail
 from emointerp.models import load_tower, to_image
 from emointerp.plots import new_figure
+from emointerp.saliency.layers import NoMapError
 from emointerp.saliency.methods import METHODS, gradient, method_named
 from emointerp.saliency.registers import find_registers, frame
 from emointerp.saliency.targets import Target, TowerTarget
@@ -118,18 +120,32 @@ def saliency_map(target: Target, picture: Any = None, method: str = "smoothgrad"
 
 
 def plot_methods(target: Target, picture: Any, methods: Iterable[str] = tuple(METHODS)) -> Figure:
-    """One picture by several methods, each on its own scale over the picture in grey."""
+    """One picture by several methods, each on its own scale over the picture in grey.
+
+    In the place of a method that cannot be had for this target, as rollout for an answer, stands why.
+    """
     image, names = to_image(picture), list(methods)
     columns = min(5, len(names) + 1)
     rows = -(-(len(names) + 1) // columns)
     figure, axes = new_figure(rows, columns, width=2.2 * columns, height=2.4 * rows, squeeze=False)
-    shown = {"the picture": image} | {name: over(image, method_named(name)(target, image)) for name in names}
+    shown = {"the picture": image} | {name: _drawn(name, target, image) for name in names}
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, drawn) in zip(axes.flat, shown.items(), strict=False):
-        _show(axis, drawn)
-        axis.set_title(name, fontsize=10)
+        if isinstance(drawn, str):
+            axis.text(0.5, 0.5, fill(drawn, 26), ha="center", va="center", fontsize=8)
+        else:
+            _show(axis, drawn)
+        axis.set_title(name if isinstance(drawn, Image.Image) else f"{name}: left out", fontsize=10)
     return figure
+
+
+def _drawn(name: str, target: Target, image: Image.Image) -> Image.Image | str:
+    """A method's map over the picture, or why there is none."""
+    try:
+        return over(image, method_named(name)(target, image))
+    except NoMapError as why:
+        return str(why)
 
 
 def _show(axis: Any, image: Image.Image) -> None:

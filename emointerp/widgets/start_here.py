@@ -1,16 +1,19 @@
 """Panel of chapter 00: type an event, pick a picture (or bring one), read the answer beside that of the neutral twin."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import ipywidgets as widgets
 
 from emointerp.emotions import BASIC
-from emointerp.models import VLM
+from emointerp.models import VLM, to_image
 from emointerp.models.images import uploaded
 from emointerp.plots import ShownFigure
-from emointerp.start_here import EVENT, TWIN, Reading, Telling, read
+from emointerp.start_here import EVENT, TWIN, Reading, Telling, read, with_twin
 from emointerp.widgets.drawing import FAINT, Sheet
 from emointerp.widgets.panel import Panel, arranged, clear_scenes
+from emointerp.widgets.streaming import stories_so_far
 from emointerp.world import Scene, loaded_events
 from emointerp.world.scene import with_intensity
 
@@ -25,6 +28,13 @@ def compute(reading: Reading) -> str:
     if reading.familiarity is not None:
         parts.append(f'<small class="muted">This picture is {reading.familiarity}.</small>')
     return "".join(parts)
+
+
+def begun_html(pictures: Sequence[Any], event: str, texts: Sequence[str]) -> str:
+    """The same while the stories are being told, of the picture and, if it has one, its twin."""
+    emotions = [one.emotion if isinstance(one, Scene) else None for one in pictures]
+    told = [Telling(to_image(one), event, *rest, whole=False) for one, *rest in zip(pictures, texts, emotions, strict=True)]
+    return compute(Reading(told[0], told[1] if told[1:] else None, None))
 
 
 def draw(reading: Reading) -> ShownFigure:
@@ -49,29 +59,42 @@ def _draw_telling(sheet: Sheet, top: float, telling: Telling) -> float:
     return max(bottom, sheet.text(128, y + 4, names, size=9, color=FAINT))
 
 
-def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> Panel:
-    """A panel to try pictures and events; `scenes` maps names to scenes, by default one clear test picture an emotion.
+class StartHerePanel(Panel):
+    """The controls "picture", "intensity", "own" and "event"; the story beside that of the neutral twin."""
 
-    Moving `intensity` fades the expression. An uploaded picture takes the place of the chosen one until another is chosen.
-    """
-    scenes = scenes or clear_scenes()
+    def __init__(self, vlm: VLM, scenes: dict[str, Scene]):
+        @lru_cache(maxsize=64)
+        def reading(picture: str, intensity: float, own: tuple, event: str) -> Reading:
+            shown = uploaded(*own[0]) if own else with_intensity(scenes[picture], intensity)
+            pictures = with_twin(shown)
+            watch = stories_so_far(vlm, len(pictures), lambda texts: self.so_far(begun_html(pictures, event, texts)))
+            return read(vlm, shown, event, logits_processor=watch)
+
+        controls = _controls(scenes)
+        super().__init__(
+            controls,
+            lambda **values: compute(reading(**values)),
+            arranged(controls, wide=("event",)),
+            draw=lambda **values: draw(reading(**values)),
+            overrides={"own": ("picture", "intensity")},
+        )
+
+
+def _controls(scenes: dict[str, Scene]) -> dict[str, widgets.Widget]:
     controls: dict[str, widgets.Widget] = {
         "picture": widgets.Dropdown(options=list(scenes), value=next(iter(scenes)), description="picture"),
         "intensity": widgets.FloatSlider(value=0.9, min=0, max=1, step=0.05, continuous_update=False, description="intensity"),
         "own": widgets.FileUpload(accept="image/*", multiple=False, description="own picture"),
         "event": widgets.Combobox(value=EVENT, options=EVENTS, continuous_update=False, description="event", ensure_option=False),
     }
-
     controls["picture"].observe(lambda _: setattr(controls["own"], "value", ()), names="value")
+    return controls
 
-    @lru_cache(maxsize=64)
-    def reading(picture: str, intensity: float, own: tuple, event: str) -> Reading:
-        return read(vlm, uploaded(*own[0]) if own else with_intensity(scenes[picture], intensity), event)
 
-    return Panel(
-        controls,
-        lambda **values: compute(reading(**values)),
-        arranged(controls, wide=("event",)),
-        draw=lambda **values: draw(reading(**values)),
-        overrides={"own": ("picture", "intensity")},
-    )
+def start_here(vlm: VLM, scenes: dict[str, Scene] | None = None) -> StartHerePanel:
+    """A panel to try pictures and events; `scenes` maps names to scenes, by default one clear test picture an emotion.
+
+    Moving `intensity` fades the expression. An uploaded picture takes the place of the chosen one until another is chosen. While
+    the stories are told, their first words are shown.
+    """
+    return StartHerePanel(vlm, scenes or clear_scenes())

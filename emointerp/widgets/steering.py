@@ -1,7 +1,7 @@
 """Panel of chapter 04: push a picture's story towards an emotion, read what it names then, and what the push cost.
 
-Behind it is one `sweep` a change: the story without a push and the pushed ones run as branches behind the same picture. Of a
-picture and an event that are new, the first words of these stories are shown while they are told.
+Behind it is one `sweep` a change: the story without a push and the pushed ones run as branches behind the same picture, and their
+first words are shown while they are told.
 """
 
 import math
@@ -29,13 +29,13 @@ from emointerp.tracing import Metric, perplexity, sweep
 from emointerp.widgets.drawing import FAINT, Sheet, cell_colors
 from emointerp.widgets.panel import Panel, arranged, clear_scenes
 from emointerp.widgets.start_here import EVENTS
+from emointerp.widgets.streaming import stories_so_far
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NONE = "none"
 WARN = ' class="warning"'
 LIMIT = 1.5 * MAX_COST  # the emotional picture's own story is about 1.5 times as perplexing as that of its neutral twin
 TOKENS = 64
-BEGUN = 12  # tokens of each story that are there when they are first shown
 
 
 class Push(NamedTuple):
@@ -94,10 +94,14 @@ def compute(
 ) -> list[Story]:
     """The story without a push, then one for each push: one sweep, and a forward for what they cost.
 
-    `so_far` is called with what the stories say after every `BEGUN` tokens, as long as none has ended.
+    `so_far` is called with the stories as far as they are told, now and then (`streaming.stories_so_far`).
     """
+
+    def begun(texts: list[str]) -> None:
+        so_far([Story(text, (), push, whole=False) for text, push in zip(texts, (None, *pushes), strict=True)])
+
     edits = [directions.edits(*push) for push in pushes]
-    watch = [] if so_far is None or vlm.remote else [_watch(vlm, shown.prompt, pushes, so_far)]
+    watch = stories_so_far(vlm, 1 + len(pushes), begun) if so_far else []
     found = sweep(vlm, shown.prompt, edits, max_new_tokens=TOKENS, logits_processor=watch, progress=False)
     before, texts = found.baseline_texts[0], found.texts[0]
     unpushed, *likely = perplexity(vlm, shown.prompt, [before, *texts])
@@ -108,19 +112,6 @@ def compute(
         shift = push.alpha * float(directions[push[:2]].norm()) / _length(vlm, shown, push.layer)
         stories.append(Story(text, names, push, hit, others, p / unpushed, shift))
     return stories
-
-
-def _watch(vlm: VLM, prompt: Prompt, pushes: Sequence[Push], so_far: Callable[[list[Story]], None]) -> Callable[..., Tensor]:
-    """A logits processor that changes nothing: it hands on the stories so far."""
-
-    def watch(ids: Tensor, logits: Tensor) -> Tensor:
-        begun = ids[:, len(prompt) :]
-        if len(begun) == 1 + len(pushes) and begun.shape[1] in range(BEGUN, TOKENS, BEGUN):
-            texts = vlm.tokenizer.batch_decode(begun, skip_special_tokens=True)
-            so_far([Story(f"{text.strip()} …", (), push, whole=False) for text, push in zip(texts, (None, *pushes), strict=True)])
-        return logits
-
-    return watch
 
 
 def _length(vlm: VLM, shown: Shown, layer: int) -> float:
@@ -151,14 +142,11 @@ class SteeringPanel(Panel):
         wheels: WheelsLike,
     ):
         shown = lru_cache(maxsize=32)(lambda picture, event: prepared(vlm, pictures[picture], event))
-        told: set[tuple[str, str]] = set()
 
-        def tell(picture: str, event: str, pushes: tuple[Push, ...]) -> list[Story]:
+        def tell(picture: str, event: str, pushes: tuple[Push, ...], words: bool = True) -> list[Story]:
             one = shown(picture, event)
-            begun = None if (picture, event) in told else lambda some: self.so_far(stories_html(one, some, wheels))
-            found = compute(vlm, directions, one, pushes, wheels, begun)
-            told.add((picture, event))
-            return found
+            begun = (lambda some: self.so_far(stories_html(one, some, wheels))) if words else None
+            return compute(vlm, directions, one, pushes, wheels, begun)
 
         self._stories = lru_cache(maxsize=256)(tell)
         cells = [(at, a) for at in reversed(range(directions.n_layers)) for a in alphas]
@@ -169,7 +157,7 @@ class SteeringPanel(Panel):
             pushes = _pushes(emotion, versus, layer, alpha)
             stories = self._stories(picture, event, pushes)
             every = [
-                (self._stories(picture, event, tuple(Push(push.emotion, *cell) for cell in cells))[1:], push)
+                (self._stories(picture, event, tuple(Push(push.emotion, *cell) for cell in cells), words=False)[1:], push)
                 for push in pushes * grid
             ]
             return shown(picture, event), stories, every

@@ -6,7 +6,7 @@ of equal strength in one batch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from html import escape
@@ -31,6 +31,7 @@ from emointerp.veena import Place, Veena, confidence
 from emointerp.widgets.drawing import FAINT, Sheet
 from emointerp.widgets.panel import BUSY, SEED, Panel, arranged
 from emointerp.widgets.start_here import EVENTS
+from emointerp.widgets.streaming import stories_so_far
 from emointerp.world import SPLITS, Scene, loaded_events, sample
 
 WARN = ' class="warning"'
@@ -126,14 +127,21 @@ def _loaded() -> dict[str, str]:
 
 
 def compute(
-    vlm: VLM, shown: Sequence[Shown], value: Veena | None, sure: pd.DataFrame | None = None, wheels: WheelsLike = None
+    vlm: VLM,
+    shown: Sequence[Shown],
+    value: Veena | None,
+    sure: pd.DataFrame | None = None,
+    wheels: WheelsLike = None,
+    so_far: Callable[[str], None] | None = None,
 ) -> list[Mended]:
     """Each picture's story before and after; `value` None leaves it as it is.
 
-    With `sure`, rows of `confidence`, each picture has a strength of its own, as in `veena.adaptive`.
+    With `sure`, rows of `confidence`, each picture has a strength of its own, as in `veena.adaptive`. `so_far` is called with the
+    first words of a single picture's story after (`streaming.stories_so_far`).
     """
     values = [value] * len(shown) if sure is None or value is None else [value.eased(round(share, 1)) for share in sure.share]
-    texts = _told(vlm, shown, [[] if one is None else one.edits() for one in values])
+    watch = stories_so_far(vlm, 1, lambda texts: so_far(texts[0])) if so_far and len(shown) == 1 else []
+    texts = _told(vlm, shown, [[] if one is None else one.edits() for one in values], watch)
     mended = []
     for i, (one, text, applied) in enumerate(zip(shown, texts, values, strict=True)):
         before, after = perplexity(vlm, one.prompt, [one.before, text])
@@ -142,10 +150,11 @@ def compute(
     return mended
 
 
-def _told(vlm: VLM, shown: Sequence[Shown], edit_lists: Sequence[list[Edit]]) -> list[str]:
+def _told(vlm: VLM, shown: Sequence[Shown], edit_lists: Sequence[list[Edit]], watch: list[Callable]) -> list[str]:
     """The stories under each picture's edits; where there are none they are as before."""
     changed = [i for i, edits in enumerate(edit_lists) if edits]
-    told = grouped(vlm, [shown[i].prompt for i in changed], [edit_lists[i] for i in changed], Decoding(TOKENS))
+    prompts, edits = [shown[i].prompt for i in changed], [edit_lists[i] for i in changed]
+    told = grouped(vlm, prompts, edits, Decoding(TOKENS), logits_processor=watch)
     texts = dict(zip(changed, told, strict=True))
     return [texts.get(i, one.before) for i, one in enumerate(shown)]
 
@@ -185,8 +194,10 @@ class VeenaPanel(Panel):
         )
 
         def mended(names: tuple[str, ...], event: str, strengths: Strengths) -> list[Mended]:
-            known = sure(names, event) if strengths.adaptive else None
-            return compute(vlm, shown(names, event), self._value(strengths), known, wheels)
+            known, some = sure(names, event) if strengths.adaptive else None, shown(names, event)
+            return compute(
+                vlm, some, self._value(strengths), known, wheels, lambda after: self.so_far(begun_html(some[0], wheels, after))
+            )
 
         self._mended = lru_cache(maxsize=256)(mended)
 
@@ -273,9 +284,10 @@ def mended_html(mended: Mended, wheels: WheelsLike = None) -> str:
     return _beside(mended.shown, [_side(*side, wheels, mended.shown) for side in sides])
 
 
-def begun_html(shown: Shown, wheels: WheelsLike = None) -> str:
-    """The same while the second story is being told."""
-    later = f'<div class="narrow ruled"><small class="muted">with VEENA</small><div class="muted">{BUSY}</div></div>'
+def begun_html(shown: Shown, wheels: WheelsLike = None, after: str = "") -> str:
+    """The same while the second story is being told, of which `after` is there."""
+    words = f'<div class="muted">{BUSY}</div>' if not after else f'<div class="story">{marked(after, extract(after, wheels))}</div>'
+    later = f'<div class="narrow ruled"><small class="muted">with VEENA</small>{words}</div>'
     return _beside(shown, [_side("without VEENA", _story(shown, shown.before, wheels), "", wheels, shown), later])
 
 
