@@ -49,12 +49,13 @@ if TYPE_CHECKING:
     from emointerp.heads import attribution_map, check_heads, head_map, specificity
     from emointerp.lens import logit_lens
     from emointerp.models import activation_cache, bridge, load, load_tower
-    from emointerp.neurons import neuron_scores, state_neurons, trigger_neurons
+    from emointerp.neurons import check_neurons, neuron_scores, state_neurons, trigger_neurons
     from emointerp.pairs import Pair, read_pairs, world_pairs
     from emointerp.probes import unmodified_pass
     from emointerp.sae import SAE, load_sae, picture_codes, save_sae, train_sae
     from emointerp.saliency import saliency_map
     from emointerp.start_here import see_or_guess, tell
+    from emointerp.statistics import flat
     from emointerp.steering import semantic_projection, steer, steering_vectors
     from emointerp.superposition import train_toys
     from emointerp.tracing import (
@@ -89,12 +90,13 @@ _FACES = {
     "heads": "attribution_map check_heads head_map specificity",
     "lens": "logit_lens",
     "models": "activation_cache bridge load load_tower",
-    "neurons": "neuron_scores state_neurons trigger_neurons",
+    "neurons": "check_neurons neuron_scores state_neurons trigger_neurons",
     "pairs": "Pair read_pairs world_pairs",
     "probes": "unmodified_pass",
     "sae": "SAE load_sae picture_codes save_sae train_sae",
     "saliency": "saliency_map",
     "start_here": "see_or_guess tell",
+    "statistics": "flat",
     "steering": "semantic_projection steer steering_vectors",
     "superposition": "train_toys",
     "tracing": "AddVector Metric ScaleAttention ScaleNeurons SetHead SetNeurons SetResidual block_attention collect generate "
@@ -106,13 +108,13 @@ _FUNCTIONS = {name: f"{__name__}.{room}" for room, names in _FACES.items() for n
 __all__ = [
     "AddVector", "Circuit", "Directions", "Gallery", "Metric", "Pair", "SAE", "ScaleAttention", "ScaleNeurons", "SetHead",
     "SetNeurons", "SetResidual", "Veena", "__version__", "activation_cache", "attribution_map", "block_attention", "bridge",
-    "check_heads", "circuit", "collect", "directions", "emotions", "evaluation", "exercises", "faithfulness", "flow", "gallery",
-    "generate", "head_map", "heads", "information_flow", "knockouts", "lens", "load", "load_edits", "load_sae", "load_tower",
-    "logit_lens", "mean_ablation", "models", "neuron_scores", "neurons", "pairs", "patch", "patching", "picture_codes", "plots",
-    "probes", "read_pairs", "resample_ablation", "run", "sae", "saliency", "saliency_map", "save_edits", "save_sae",
-    "see_or_guess", "semantic_projection", "sources", "specificity", "start_here", "state_neurons", "statistics", "steer",
-    "steering", "steering_vectors", "superposition", "sweep", "tell", "tour", "tracing", "train_sae", "train_toys", "training",
-    "trigger_neurons", "unmodified_pass", "veena", "verify", "widgets", "world", "world_pairs",
+    "check_heads", "check_neurons", "circuit", "collect", "directions", "emotions", "evaluation", "exercises", "faithfulness",
+    "flat", "flow", "gallery", "generate", "head_map", "heads", "information_flow", "knockouts", "lens", "load", "load_edits",
+    "load_sae", "load_tower", "logit_lens", "mean_ablation", "models", "neuron_scores", "neurons", "pairs", "patch", "patching",
+    "picture_codes", "plots", "probes", "read_pairs", "resample_ablation", "run", "sae", "saliency", "saliency_map",
+    "save_edits", "save_sae", "see_or_guess", "semantic_projection", "sources", "specificity", "start_here", "state_neurons",
+    "statistics", "steer", "steering", "steering_vectors", "superposition", "sweep", "tell", "tour", "tracing", "train_sae",
+    "train_toys", "training", "trigger_neurons", "unmodified_pass", "veena", "verify", "widgets", "world", "world_pairs",
 ]  # fmt: skip
 
 

@@ -2,12 +2,20 @@
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emointerp.errors import EmointerpError, InputError
+
+if TYPE_CHECKING:
+    from emointerp.evaluation import Method
+    from emointerp.models import VLM
+    from emointerp.reproduce.material import Material
+
+BUNDLED, L_EMO = "tiny", 3  # the model that comes with the package, and its emotional layer (notebook 04 finds it)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,8 +112,15 @@ def evaluate(
     method: Annotated[list[str] | None, typer.Option(help="A method; may be given several times. By default all.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of MER-UniBench's wheel files; by default our own wheels.")] = None,
     veena: Annotated[bool, typer.Option("--veena", help="Fit VEENA and its rivals, and ask all of them and the controls.")] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="With --veena: a table of pairs, or a folder with pairs.csv, to fit on; by default the drawn world's."),
+    ] = None,
     l_emo: Annotated[
-        int | None, typer.Option(help="With --veena: the layer that divides its heads, by default 3 (notebook 04 finds it).")
+        int | None,
+        typer.Option(
+            help="With --veena: the layer that divides its heads; by default 3 for 'tiny', else found first, which takes long."
+        ),
     ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out what lacks its video, transcript or picture.")
@@ -124,6 +139,9 @@ def evaluate(
 ) -> None:
     """Ask a model with and without each method, score the answers, and say what each gains and costs; --veena fits some first.
 
+    With --pairs the fit is on pairs of yours, read and parted as `reproduce --pairs` does; without --data both sides of their test
+    part are asked, and four sets of the drawn world.
+
     With --benchmark emotic: fit emotion directions on EMOTIC's train split, and rank the pictures of its test split.
     """
     world, seeds = benchmark is Benchmark.world, seeds or [0]
@@ -134,7 +152,7 @@ def evaluate(
     if len(seeds) > 1 and not world:
         raise InputError(f"A copy on disk takes one seed, which draws frames or rows; {len(seeds)} came.")
     if data and benchmark is Benchmark.emotic:
-        others = {"--method": method, "--veena": veena, "--l-emo": l_emo is not None, "--wheels": wheels}
+        others = {"--method": method, "--veena": veena, "--pairs": pairs, "--l-emo": l_emo is not None, "--wheels": wheels}
         others |= {"--temperature": temperature, "--model": model != "tiny", "--dtype": dtype != "auto"}
         if given := [name for name, there in others.items() if there]:
             raise InputError(f"EMOTIC is ranked, not answered, by a tower in float32: {', '.join(given)} cannot be; use --tower.")
@@ -142,32 +160,63 @@ def evaluate(
         return _emotic(tower or "tiny", sae, device, data, out or Path("emointerp-emotic"), options)
     if tower or sae or view:
         raise InputError("--tower, --sae and --view go with --benchmark emotic.")
-    if veena and (not world or method):
-        raise InputError("--veena fits its methods on the drawn world and asks all of them: give it without --data and --method.")
-    if l_emo is not None and not veena:
-        raise InputError("--l-emo goes with --veena, whose heads it divides.")
+    if veena and method:
+        raise InputError("--veena fits its methods and asks all of them: give it without --method.")
+    if given := [name for name, value in (("--l-emo", l_emo), ("--pairs", pairs)) if value is not None and not veena]:
+        raise InputError(f"{given[0]} goes with --veena, whose {'heads it divides' if l_emo is not None else 'fit it is for'}.")
     from emointerp.emotions import read_mer_unibench_wheels
-    from emointerp.evaluation import contest
     from emointerp.evaluation.benchmarks import run_mer_unibench, run_world, standard, write_table, write_tables
     from emointerp.evaluation.mer_unibench import folders
     from emointerp.evaluation.tables import NONE
     from emointerp.models import load
+    from emointerp.reproduce.material import from_table
 
     if data:
         folders(data)  # refuses, before a model is loaded, what holds no set
+    material = None if pairs is None else from_table(pairs)
     methods, folder = standard(method or ()), out or Path(f"emointerp-{benchmark.value}")
     vlm = load(model, device=device, dtype=dtype)
     if world:
-        options = {"n": 120 if n is None else n, "seeds": seeds, "temperature": temperature}
-        if veena:
-            run_world(vlm, standard([NONE]), folder, **options)  # what is refused is refused before the fit
-            methods = contest(vlm, 3 if l_emo is None else l_emo)
-        said = write_tables(run_world(vlm, methods, folder, **options), folder)
+        options = {"n": 120 if n is None else n, "seeds": seeds, "temperature": temperature} | _own(material)
+        ask, write = partial(run_world, vlm, folder=folder, **options), write_tables
     else:
         options = {"wheels": read_mer_unibench_wheels(wheels) if wheels else None, "skip_missing": skip_missing}
         options |= {"n": n, "seed": seeds[0], "temperature": temperature}
-        said = write_table(run_mer_unibench(vlm, methods, data, folder, **options), folder)
-    print(f"{said}\n\nKept in: {folder}")
+        ask, write = partial(run_mer_unibench, vlm, data=data, folder=folder, **options), write_table
+    if veena:
+        ask(standard([NONE]))  # what is refused is refused before the fit
+        methods = _fitted(vlm, material, l_emo, known=model == BUNDLED, oracles=world)
+    print(f"{write(ask(methods), folder)}\n\nKept in: {folder}")
+
+
+def _own(material: "Material | None") -> dict[str, Any]:
+    """What is asked beside pairs of one's own: both sides of their test part, and some sets of the drawn world."""
+    from emointerp.evaluation import pair_items
+    from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, WORLD
+
+    if material is None:
+        return {}
+    return {"own": pair_items(material.of("test")), "sets": (WORLD, CONFLICT, NEUTRALS, QUESTIONS)}
+
+
+def _fitted(vlm: "VLM", material: "Material | None", l_emo: int | None, known: bool, oracles: bool) -> "list[Method]":
+    """VEENA, its rivals and controls, fitted on pairs of one's own or of the drawn world.
+
+    l_emo is that of the bundled model where it is `known`, else found. A benchmark's labels are of another form, so that a method
+    that sees them is none there: without `oracles` these are left out.
+    """
+    from emointerp.evaluation import contest, emotional_layer
+    from emointerp.reproduce.sizes import FULL
+
+    parts = {}
+    if material is not None:
+        counts = ", ".join(f"{role} {n}" for role, n in material.counts.items())
+        print("\n".join([f"Fitted on pairs of {material.source}: {counts}.", *material.said, *material.warned]))
+        parts = {role: material.of(role, FULL.pairs[role]) for role in ("direction", "selection", "tuning")}
+    if l_emo is None:
+        l_emo = L_EMO if known else emotional_layer(vlm, parts.get("direction"), parts.get("selection"))
+        print(f"l_emo is {l_emo}{'' if known else ', found on the selection pairs'}.")
+    return [one for one in contest(vlm, l_emo, **parts) if oracles or not one.oracle]
 
 
 def _emotic(tower: str, sae: str | None, device: str | None, data: Path, folder: Path, options: dict[str, Any]) -> None:

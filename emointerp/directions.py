@@ -5,10 +5,9 @@
 """
 
 import json
-import operator
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -26,7 +25,9 @@ from torch.nn.functional import normalize
 
 from emointerp.errors import InputError, OutputError
 from emointerp.files import whole
+from emointerp.given import number, whole_number
 from emointerp.models import VLM, Prompt
+from emointerp.models.prompts import as_prompts
 from emointerp.plots import INK, new_figure
 from emointerp.statistics import random_directions
 from emointerp.tracing import AddVector, collect
@@ -53,7 +54,9 @@ class Directions:
         return self.vectors.shape[1]
 
     def __getitem__(self, key: tuple[str, SupportsIndex]) -> Float[Tensor, " d_model"]:
-        emotion, layer = key[0], operator.index(key[1])
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise InputError(f"{key!r} came; a direction is asked for by emotion and layer: S['joy', 6].")
+        emotion, layer = key[0], whole_number(key[1], "The layer")
         if not 0 <= layer < self.n_layers:
             raise InputError(f"Layer {layer} is out of range; these directions have layers 0 to {self.n_layers - 1}.")
         if emotion == POOLED:
@@ -69,18 +72,18 @@ class Directions:
 
     def sharpened(self, k: float) -> "Directions":
         """What emotions share, and `k` times what tells each from the others; 1 is S itself, 0 only what they share."""
-        shared = self.vectors.mean(0)
+        shared, k = self.vectors.mean(0), number(k, "k")
         return replace(self, vectors=shared + k * (self.vectors - shared), about={**self.about, "sharpened": k})
 
     def scaled(self, strengths: float | Mapping[str, float] | Mapping[int, float]) -> "Directions":
         """Directions times a number, or times one for each emotion or each layer; then alpha 1 is the chosen strength."""
         if not isinstance(strengths, Mapping):
-            strengths = dict.fromkeys(self.emotions, strengths)
+            strengths = dict.fromkeys(self.emotions, number(strengths, "The strength"))
         by_layer = all(isinstance(key, Integral) for key in strengths)
         keys = range(self.n_layers) if by_layer else self.emotions
         if missing := [str(key) for key in keys if key not in strengths]:
             raise InputError(f"Strengths are given for {', '.join(map(str, strengths))}; {', '.join(missing)} lack one.")
-        factors = torch.tensor([float(strengths[key]) for key in keys])[:, None]
+        factors = torch.tensor([number(strengths[key], f"The strength of {key}") for key in keys])[:, None]
         factors = factors if by_layer else factors[..., None]
         return replace(self, vectors=self.vectors * factors, about={**self.about, "scaled": factors.flatten().tolist()})
 
@@ -205,8 +208,9 @@ class Differences:
         return Directions(tuple(rows), means, tuple(map(len, rows.values())), {**self.about, **about})
 
 
-def last_residuals(vlm: VLM, prompts: Sequence[Prompt], batch: int = 32) -> Tensor:
+def last_residuals(vlm: VLM, prompts: Iterable[Prompt], batch: int = 32) -> Tensor:
     """The residual stream of prompts at their last token, `batch` of them a forward: [prompt, layer, d_model], float32, CPU."""
+    prompts, batch = as_prompts(prompts), whole_number(batch, "batch", 1)
     starts = range(0, len(prompts), batch)
     acts = [a for i in starts for a in collect(vlm, prompts[i : i + batch], ["residual"], positions="last")]
     return torch.stack([a.residual[:, 0].float().cpu() for a in acts])

@@ -10,9 +10,10 @@ do at those places, and all that happens at others, stays as it is unless it is 
 """
 
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from scipy.stats import spearmanr
 from emointerp.circuit import Ablation, Circuit, Donors, Key, Part
 from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
+from emointerp.loudness import as_loud, write_norms
 from emointerp.models import VLM
 from emointerp.pairs import Pair
 from emointerp.plots import BLUE, INK, PALE, QUIET, ends, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, against_random, benjamini_hochberg, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Metric, sweep
 
@@ -83,17 +86,29 @@ class _Trial:
             found[mine] = torch.cat([swept.baseline[:, None], swept.values], 1).numpy()
         return pd.DataFrame(found, columns=["model", *lists])
 
-    def random(self, rng: np.random.Generator) -> frozenset[Key]:
-        """As many parts of each span, layer and kind as the circuit has, drawn at random."""
-        counts, drawn = Counter(key[:3] for key in self.parts), []
-        for place, n in counts.items():
+    @cached_property
+    def norms(self) -> dict[tuple[str, str], Float[np.ndarray, "layer unit"]]:
+        """How long heads and neurons write at each span, in the donors' runs; by span and kind."""
+        places = {(span, kind) for span, _, kind, _ in self.parts}
+        return {(span, kind): write_norms(self.vlm, self.ablation.donors[span], f"{kind}s") for span, kind in places}
+
+    def random(self, rng: np.random.Generator, near: int | None = None) -> frozenset[Key]:
+        """As many parts of each span, layer and kind as the circuit has, drawn at random; or each among the `near` as loud."""
+        places, drawn = defaultdict(list), []
+        for key in self.parts:
+            places[key[:3]].append(key[3])
+        for place, mine in places.items():
             there = sorted(key for key in self.universe if key[:3] == place)
-            drawn += [there[i] for i in rng.choice(len(there), n, replace=False)]
+            if near is None:
+                drawn += [there[i] for i in rng.choice(len(there), len(mine), replace=False)]
+            else:
+                (span, layer, kind), free = place, [key[3] for key in there]
+                drawn += [(*place, i) for i in as_loud(mine, free, self.norms[span, kind][layer], near, rng)]
         return frozenset(drawn)
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Saved):
     """What the circuit does alone. `table` has a row a pair and a column a set that was kept, all else ablated: "model" (nothing
     ablated), "circuit", "empty" (nothing kept), and "random 0" …: as many parts of the same layers, drawn at random.
 
@@ -137,24 +152,40 @@ class Faithfulness:
 
 
 def faithfulness(
-    vlm: VLM, circuit: Circuit, pairs: Sequence[Pair], donors: Donors, *, draws: int = 100, seed: int = 0, **options: Any
+    vlm: VLM,
+    circuit: Circuit,
+    pairs: Sequence[Pair],
+    donors: Donors,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+    near: int | None = None,
+    **options: Any,
 ) -> Faithfulness:
     """The circuit alone on pairs that it was not selected on: everything outside it, at the spans of `donors`, is mean-ablated.
 
     `donors`: a list of activations at the last token, or by span (`collect_donors`). Parts at other spans are in neither side.
+    `near`: each part of a random set is one of the `near` of its layer that write about as much in the donors' runs, the circuit's
+    own counted (`loudness`); None: any of the layer. One `seed` gives other sets with `near` than without.
     The options are those of all three measures: `neurons` (False: only heads are parts, MLPs stay as they are), `metric` ("log
     mass", "mass" or a `Metric`), `words`, `answer` ("I felt").
     """
     trial, rng = _Trial.of(vlm, circuit, pairs, donors, **options), np.random.default_rng(seed)
-    sets = [trial.random(rng) for _ in range(draws)]
+    _check_near(near)
+    sets = [trial.random(rng, near) for _ in range(draws)]
     kept = {"circuit": frozenset(trial.parts), "empty": frozenset()} | {f"random {i}": some for i, some in enumerate(sets)}
     table = trial.values({name: trial.universe - some for name, some in kept.items()})
     overlap = float(np.mean([len(some & set(trial.parts)) / len(some) for some in sets])) if sets else np.nan
     return Faithfulness(table, overlap, len(set(sets)))
 
 
+def _check_near(near: int | None) -> None:
+    if near is not None and near < 2:
+        raise InputError(f"near is {near}; expected 2 or more, the circuit's own part among them, or None for any of a layer.")
+
+
 @dataclass(frozen=True, eq=False)
-class Completeness:
+class Completeness(Saved):
     """Circuit and model with the same parts taken away. `table` has a row a pair and subset: `without` (names of the parts, or
     "all"), the metric of `circuit` and of `model` then, of the `empty` circuit, and the `gap` between that and the whole model.
     """
@@ -209,7 +240,7 @@ def completeness(
 
 
 @dataclass(frozen=True, eq=False)
-class Minimality:
+class Minimality(Saved):
     """`table` has a row a pair and part: `fall` of the circuit's metric when the part is ablated too, and the pair's `gap`."""
 
     table: pd.DataFrame
@@ -245,7 +276,7 @@ def minimality(vlm: VLM, circuit: Circuit, pairs: Sequence[Pair], donors: Donors
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Saved):
     """How alike scores of two halves or runs are: `rank` correlations (Spearman) and `overlap` of the top `k`, one a comparison.
 
     `chance` is the overlap of two sets drawn at random.

@@ -22,30 +22,36 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from emointerp.emotions import hit_rate
+from emointerp.directions import Directions
+from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
+from emointerp.measures import Measure, Measured, measure_of
+from emointerp.measures import thirds as thirds_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, check_number, twin_prompts
+from emointerp.pairs import Pair, check_aligned, fingerprint, in_same_places, twin_prompts
 from emointerp.plots import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PINK, band, ends, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips, value_interval
-from emointerp.tracing import Activations, Metric, block_attention, collect, patch, sweep
+from emointerp.tracing import Activations, block_attention, collect, patch
 from emointerp.tracing.edits import Edit
-from emointerp.tracing.metrics import as_metric
 from emointerp.tracing.verbs import checked_layers
 
-Measured = str | Metric | Callable[[Tensor], Tensor]
-HITS = "hit rate"
 PICTURES = ("emotional", "neutral")
 ROADS, REST, BOTH = ("V->Q", "V->L", "Q->L"), "text->text", "V->Q+L"
 SPANS = {"V": "visual", "Q": "query", "L": "last"}
 DIRECTIONS = {"denoising": "emotional into neutral", "noising": "neutral into emotional"}
+OTHER_EMOTION, OTHER_PICTURE = "other_emotion", "other_picture"
+CONTROLS = {OTHER_EMOTION: "control: another emotion's picture", OTHER_PICTURE: "control: another picture, feeling unchanged"}
+PLACE = ["direction", "span", "stage"]
 COLORS = {"V->Q": BLUE, "V->L": ORANGE, "Q->L": GREEN, BOTH: PINK, REST: GRAY}
 XLABELS = ("stage and its layers", "patched after layer")
 COLORS |= {"V": BLUE, "Q": GREEN, "L": ORANGE}
+_STYLES = {OTHER_EMOTION: "--", OTHER_PICTURE: ":"}
 
 
 def saliency(acts: Activations, heads: bool = False) -> Float[Tensor, "layer *head token key"]:
@@ -55,7 +61,7 @@ def saliency(acts: Activations, heads: bool = False) -> Float[Tensor, "layer *he
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(Saved):
     """Saliency by road and layer. `table` has a row a pair, picture ("emotional", "neutral"), road and layer (and head).
 
     `value` is the mean over the road's source-target pairs, `edges` their number. The road "text->text" is the control: the query
@@ -148,7 +154,7 @@ def _edges(prompt: Prompt) -> dict[str, Bool[np.ndarray, "target key"]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Knockouts:
+class Knockouts(Saved):
     """What blocking attention does. `table` has a row a pair, road and window of layers (`start` to `stop`, both in it, `centre`).
 
     `value` is the metric with the road cut, `baseline` without, `control` with as many other readers, drawn at random, cut off from
@@ -204,7 +210,10 @@ def knockouts(
     metric: Measured = "log mass",
     *,
     width: int = 3,
+    directions: Directions | None = None,
+    layer: int | None = None,
     words: Words = None,
+    wheels: WheelsLike = None,
     answer: str = "I felt",
     max_new_tokens: int = 64,
     seed: int = 0,
@@ -212,17 +221,21 @@ def knockouts(
 ) -> Knockouts:
     """Attention V->Q, V->L, Q->L, and V to both, blocked over each window of `width` layers, on each pair's emotional picture.
 
-    `metric` is "log mass" or "mass" of the pair's emotion words after `answer`, "hit rate" of the story (then no answer is begun,
-    and the answer's tokens are cut off as L is), or any `Metric`. A `width` of all layers asks whether a road is needed at all.
+    `metric` is "log mass" or "mass" of the pair's emotion words after `answer`; "restoration", `cos(h[l_emo, N], S[e, l_emo])`,
+    which needs `directions` and l_emo as `layer`, and which no cut in later layers can change; "hit rate" of the story (then no
+    answer is begun, and the answer's tokens are cut off as L is); or any `Metric` (`emointerp.measures.measure_of`). For a concept
+    of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`. A `width` of all layers asks
+    whether a road is needed at all.
     """
-    measure, n = _Measure.of(vlm, pairs, metric, words, answer, max_new_tokens), vlm.anatomy.n_layers
+    measure, n = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels), vlm.anatomy.n_layers
+    answer = answer if measure.metrics else ""
     if not 1 <= width <= n:
         raise InputError(f"The window is {width} layers wide; this model has {n}, so expected 1 to {n}.")
     frames = []
     for i, pair in enumerate(tqdm(pairs, desc="knock-outs", disable=not progress)):
-        prompt = vlm.prompt(*pair.plus, answer=measure.answer)
+        prompt = vlm.prompt(*pair.plus, answer=answer)
         cuts = _cuts(prompt, n, width, np.random.default_rng([seed, i]))
-        own, found = measure(prompt, cuts, pair.emotion, ["road", "start", "cut"])
+        own, found = _under(measure, prompt, cuts, pair.emotion, ["road", "start", "cut"])
         frames.append(found.unstack("cut").reset_index().assign(baseline=own, pair=i, emotion=pair.emotion))
     table = pd.concat(frames, ignore_index=True)
     table = table.assign(stop=table.start + width - 1, centre=table.start + (width - 1) / 2)
@@ -259,12 +272,18 @@ def _cut(layers: Iterable[int], readers: Sequence, sources: Sequence[int]) -> li
 
 
 @dataclass(frozen=True, eq=False)
-class Patching:
+class Patching(Saved):
     """What patches do. `table` has a row a pair, direction, span and stage.
 
     `value` is the metric with the patch, `receiver` without, `donor` that of the run that the patch comes from. "denoising" puts
     the emotional picture's residual stream into the neutral twin's run, "noising" the other way round. Stages that are numbers are
     single layers; `layers` names the first and last of a stage.
+
+    Controls are transplants from a run on another picture beside the same event, NaN where there is no such picture:
+
+    - `other_emotion`, denoising only: from a picture of another emotion. What does any emotional picture bring?
+    - `other_picture`: from another neutral picture; for noising, from another picture of the same emotion. What does the change of
+      the picture bring, where the feeling stays?
     """
 
     table: pd.DataFrame
@@ -275,13 +294,20 @@ class Patching:
 
         `effect = (value - receiver) / (donor - receiver)`, means over pairs: 0 is the receiver's own run, 1 the donor's. For
         noising this is the share of the feeling that is lost, one less the formula of denoising.
+
+        Where there are controls: the effect of each, of the same gap; `beyond`, the effect less that of the control that does more
+        (paired); and `p` that a control does as much: by sign flips over pairs, one-sided, corrected for all rows (max-T), the
+        larger where there are two controls, since a claim must beat both.
         """
         moved = self.table.assign(difference=self.table.value - self.table.receiver, gap=self.table.donor - self.table.receiver)
+        controls = [control for control in CONTROLS if control in moved]
 
         def columns(some: pd.DataFrame) -> dict[str, Interval]:
-            return {"effect": ratio_interval(some.difference, some.gap), "difference": value_interval(some.difference)}
+            found = {"effect": ratio_interval(some.difference, some.gap), "difference": value_interval(some.difference)}
+            return found | (_beside(some, controls) if controls else {})
 
-        return _by_place(moved, ["direction", "span", "stage"], columns)
+        frame = _by_place(moved, PLACE, columns)
+        return frame.assign(p=_no_more_than(moved, controls)) if controls else frame
 
     def curves(self, direction: str = "denoising", spans: Sequence[str] = tuple(SPANS)) -> Float[np.ndarray, "pair layer span"]:
         """Effects of single layers: each pair's difference over the mean gap, so that means over pairs are normalised effects."""
@@ -296,26 +322,32 @@ class Patching:
         return change_points(self.curves(direction), n, **options)
 
     def plot(self, changes: Mapping[str, ChangePoints] | None = None) -> Figure:
-        """Stages as bars, single layers as curves, a row a direction; `changes` by direction are drawn with their intervals."""
-        effects = self.to_frame().effect
+        """Stages as bars, single layers as curves, a row a direction; broken lines are the controls.
+
+        `changes` by direction are drawn with their intervals.
+        """
+        frame = self.to_frame()
         stages = self.table.drop_duplicates("stage").set_index("stage").layers
         wide, single = ([stage for stage in stages.index if _single(stage) is kind] for kind in (False, True))
         shown = [some for some in (wide, single) if some]
         figure, axes = new_figure(2, len(shown), width=4.6 * len(shown) + 0.9, height=5.6, squeeze=False)
         for row, direction in zip(axes, DIRECTIONS, strict=True):
             for axis, some in zip(row, shown, strict=True):
-                spans = {span: effects[direction, span].loc[some] for span in self.table.span.unique()}
+                spans = {span: frame.loc[direction].loc[span].loc[some] for span in self.table.span.unique()}
                 colors = {span: COLORS.get(span, f"C{k}") for k, span in enumerate(spans)}
                 if some is wide:
-                    _bars(axis, [f"{s}\n{stages[s]}" for s in wide], {span: (colors[span], spans[span]) for span in spans})
+                    bars = {span: (colors[span], spans[span].effect) for span in spans}
+                    _bars(axis, [f"{s}\n{stages[s]}" for s in wide], bars)
                 for span in spans if some is single else ():
-                    band(axis, single, spans[span], colors[span], span)
+                    band(axis, single, spans[span].effect, colors[span], span)
+                for k, span in enumerate(spans):
+                    _control_lines(axis, spans[span], colors[span], None if some is single else (k, len(spans)))
                 axis.axhline(0, color=PALE, linewidth=0.8, zorder=0)
                 axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", xlabel=XLABELS[some is single])
             row[0].set_ylabel("share of the gap closed")
             if changes and direction in changes:
                 _mark(row[-1], changes[direction])
-        _legend(figure, axes[0, 0])
+        _legend(figure, axes[0, 0], {CONTROLS[c]: _STYLES[c] for c in CONTROLS if c in frame})
         return figure
 
 
@@ -326,39 +358,75 @@ def patching(
     *,
     stages: Mapping[str | int, Iterable[int]] | None = None,
     spans: Mapping[str, Any] = SPANS,
+    directions: Directions | None = None,
+    layer: int | None = None,
+    controls: Sequence[str] = tuple(CONTROLS),
+    others: Sequence[Pair] | None = None,
     words: Words = None,
+    wheels: WheelsLike = None,
     answer: str = "I felt",
     max_new_tokens: int = 64,
+    seed: int = 0,
     progress: bool = True,
 ) -> Patching:
     """The residual stream at each of `spans` put from each picture's run into its twin's, after every layer of each stage.
 
-    `stages` maps names to layers: by default the thirds of the model (`thirds`) and every single layer by its number. `metric` as
-    in `knockouts`. The two prompts of a pair must have their tokens in the same places. Qwen3-VL adds the picture's features
-    once more after its first layers: a patch of V there is followed by the receiver's own.
+    `stages` maps names to layers: by default the thirds of the model (`thirds`) and every single layer by its number, as far as
+    the metric is read. `metric`, `directions`, `layer`, `words` and `wheels` as in `knockouts`. The two prompts of a pair must have
+    their tokens in the same places. Qwen3-VL adds the picture's features once more after its first layers: a patch of V there is
+    followed by the receiver's own.
+
+    `controls` (`Patching` says what they are; `()`: none) take their pictures at random from `others`, by default the other pairs:
+    those that differ from the pair's own and whose prompts have their tokens in the same places. Where the two sides of a pair
+    have different events there is no `other_emotion`, since the event would say the emotion still. A control has the donor's run
+    collected and as many patches read as the transplant itself: both together make five runs and sets of patches of two.
     """
-    measure = _Measure.of(vlm, pairs, metric, words, answer, max_new_tokens)
-    stages = thirds(vlm) | {i: (i,) for i in range(vlm.anatomy.n_layers)} if stages is None else stages
-    layers = {stage: checked_layers(vlm, some) for stage, some in stages.items()}
-    frames, both = [], [twin_prompts(vlm, pair, measure.answer) for pair in pairs]
+    if strange := [control for control in controls if control not in CONTROLS]:
+        raise InputError(f"controls name {', '.join(map(repr, strange))}; expected some of {', '.join(map(repr, CONTROLS))}.")
+    measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
+    answer, layers = answer if measure.metrics else "", _staged(measure, stages)
+    frames, both = [], [twin_prompts(vlm, pair, answer) for pair in pairs]
     check_aligned(vlm, pairs, both)
+    pool = pairs if others is None else others
     for i, (pair, prompts) in enumerate(zip(tqdm(pairs, desc="patching", disable=not progress), both, strict=True)):
-        found = [
-            measure(receiver, _patches(donor, receiver, spans, layers), pair.emotion, ["span", "stage"])
-            for receiver, donor in zip(reversed(prompts), collect(vlm, prompts, ["residual"]), strict=True)
-        ]
+        found = []
+        for direction, receiver, donor in zip(DIRECTIONS, reversed(prompts), prompts, strict=True):
+            more = _other_donors(vlm, direction, pair, prompts, pool, controls, answer, seed)
+            found.append(_transplanted(measure, receiver, {"value": donor} | more, spans, layers, pair.emotion))
         for direction, (receiver, values), (donor, _) in zip(DIRECTIONS, found, reversed(found), strict=True):
-            frame = values.rename("value").reset_index()
+            frame = values.reindex(columns=["value", *controls]).reset_index()
             frames.append(frame.assign(pair=i, emotion=pair.emotion, direction=direction, receiver=receiver, donor=donor))
     table, ends = pd.concat(frames, ignore_index=True), {stage: (min(some), max(some)) for stage, some in layers.items()}
     names = {stage: str(first) if first == last else f"{first}-{last}" for stage, (first, last) in ends.items()}
-    return Patching(table.assign(layers=table.stage.map(names)), measure.name)
+    return Patching(table.rename_axis(columns=None).assign(layers=table.stage.map(names)), measure.name)
 
 
 def thirds(vlm: VLM) -> dict[str, tuple[int, ...]]:
-    """The model's layers in three stages of about the same length."""
-    parts = np.array_split(np.arange(vlm.anatomy.n_layers), 3)
-    return {name: tuple(part.tolist()) for name, part in zip(("early", "middle", "late"), parts, strict=True) if len(part)}
+    """The model's layers in three stages of about the same length: shallow, middle and deep."""
+    return thirds_of(vlm.anatomy.n_layers)
+
+
+def _staged(measure: Measure, stages: Mapping[str | int, Iterable[int]] | None) -> dict[str | int, tuple[int, ...]]:
+    """Layers by stage; one that begins after the layer where the metric is read is left out, or refused if it was asked for."""
+    read = measure.last_layer
+    if stages is None:
+        own = thirds(measure.vlm) | {i: (i,) for i in range(measure.vlm.anatomy.n_layers)}
+        stages = {stage: some for stage, some in own.items() if some[0] <= read}
+    layers = {stage: checked_layers(measure.vlm, some) for stage, some in stages.items()}
+    if late := [stage for stage, some in layers.items() if min(some) > read]:
+        raise InputError(f"{measure.name!r} is read after layer {read}; stage {late[0]!r} begins at layer {min(layers[late[0]])}.")
+    return layers
+
+
+def _transplanted(
+    measure: Measure, receiver: Prompt, donors: Mapping[str, Prompt], spans: Mapping[str, Any], stages: Mapping, emotion: str
+) -> tuple[float, pd.DataFrame]:
+    """The measure of the receiver's own run, and with each donor's residual stream: a row a span and stage, a column a donor."""
+    acts = collect(measure.vlm, list(donors.values()), ["residual"])
+    patches = {name: _patches(one, receiver, spans, stages) for name, one in zip(donors, acts, strict=True)}
+    lists = {(name, *at): edits for name, some in patches.items() for at, edits in some.items()}
+    own, values = _under(measure, receiver, lists, emotion, ["donor", "span", "stage"])
+    return own, values.unstack("donor", sort=False)
 
 
 def _patches(donor: Activations, receiver: Prompt, spans: Mapping[str, Any], stages: Mapping) -> dict[tuple, list[Edit]]:
@@ -370,37 +438,72 @@ def _patches(donor: Activations, receiver: Prompt, spans: Mapping[str, Any], sta
     }
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """What is read of a run: a metric, one for each emotion, or, without metrics, the hit rate of the story that follows."""
+def _other_donors(
+    vlm: VLM,
+    direction: str,
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    pool: Sequence[Pair],
+    controls: Sequence[str],
+    answer: str,
+    seed: int,
+) -> dict[str, Prompt]:
+    """For each control another picture beside the event of the transplant's donor; none where the pool has none that fits."""
+    event, calm = pair.plus[1], pair.minus[1]
+    if direction == "noising":
+        sides = {OTHER_PICTURE: [(p.emotional, event) for p in pool if p.emotion == pair.emotion]}
+    else:
+        sides = {OTHER_PICTURE: [(p.neutral, calm) for p in pool]}
+        sides[OTHER_EMOTION] = [(p.emotional, event) for p in pool if p.emotion != pair.emotion and event == calm]
+    found = {control: _another(vlm, prompts, sides.get(control, ()), answer, seed) for control in controls}
+    return {control: prompt for control, prompt in found.items() if prompt is not None}
 
-    vlm: VLM
-    name: str
-    metrics: Mapping[str, Metric] | None
-    answer: str
-    max_new_tokens: int
 
-    @classmethod
-    def of(cls, vlm: VLM, pairs: Sequence[Pair], metric: Measured, words: Words, answer: str, max_new_tokens: int) -> "_Measure":
-        if metric == HITS:
-            check_number(pairs)
-            return cls(vlm, HITS, None, "", max_new_tokens)
-        name = metric if isinstance(metric, str) else as_metric(metric).name
-        return cls(vlm, name, metrics_of(vlm, pairs, metric, words), answer, max_new_tokens)
+def _another(vlm: VLM, prompts: Sequence[Prompt], sides: Sequence[tuple], answer: str, seed: int) -> Prompt | None:
+    """The prompt of a side drawn at random, whose picture is another and whose tokens lie in the same places."""
+    own = [fingerprint(prompt.image) for prompt in prompts]
+    rng = np.random.default_rng([seed, int(own[0][:8], 16)])  # by picture: a pair has the same control in any batch
+    for k in rng.permutation(len(sides)):
+        prompt = vlm.prompt(*sides[k], answer=answer)
+        if fingerprint(prompt.image) not in own and in_same_places(vlm, prompt, prompts[0]):
+            return prompt
+    return None
 
-    def __call__(
-        self, prompt: Prompt, lists: Mapping[tuple, list[Edit]], emotion: str, names: list[str]
-    ) -> tuple[float, pd.Series]:
-        """The measure without edits, and under each list of them."""
-        if self.metrics is None:
-            told = sweep(self.vlm, prompt, lists, max_new_tokens=self.max_new_tokens, progress=False)
-            own, *values = (hit_rate(text, emotion) for text in (*told.baseline_texts, *told.texts[0]))
-        else:
-            found = sweep(self.vlm, prompt, lists, self.metrics[emotion], progress=False)
-            if found.values.ndim > 2:
-                raise InputError(f"The metric {self.name!r} gives {list(found.values.shape[2:])} values a run; expected one.")
-            own, values = float(found.baseline[0]), found.values[0].tolist()
-        return own, pd.Series(values, pd.MultiIndex.from_tuples(lists, names=names))
+
+def _beside(some: pd.DataFrame, controls: Sequence[str]) -> dict[str, Interval]:
+    """Each control's effect, and how far the transplant's goes beyond that of the one that does more; over pairs that have it."""
+    there = {control: some.dropna(subset=control) for control in controls}
+    effects = {control: _ratio(kept[control] - kept.receiver, kept.gap) for control, kept in there.items()}
+    most = max(controls, key=lambda control: np.nan_to_num(effects[control].mean, nan=-np.inf))
+    return effects | {"beyond": _ratio(there[most].value - there[most][most], there[most].gap)}
+
+
+def _ratio(above: pd.Series, below: pd.Series) -> Interval:
+    return ratio_interval(above, below) if len(above) else Interval(np.nan, np.nan, np.nan, 0)
+
+
+def _no_more_than(moved: pd.DataFrame, controls: Sequence[str]) -> np.ndarray:
+    """For each place the p that a control brings the metric as far towards the donor; NaN where fewer than two pairs have one.
+
+    A pair without the control counts as 0, which a flip leaves as it is.
+    """
+    towards = np.sign(moved.groupby("direction").gap.transform("mean"))
+    tests = []
+    for control in controls:
+        more = moved.assign(more=(moved.value - moved[control]) * towards)
+        columns = [some.set_index("pair").more for _, some in more.groupby(PLACE, sort=False)]
+        table = pd.concat(columns, axis=1).to_numpy()
+        known = (~np.isnan(table)).sum(0) > 1
+        tests.append(np.where(known, sign_flips(np.nan_to_num(table), alternative="greater").corrected, np.nan))
+    return pd.DataFrame(tests).max().to_numpy()
+
+
+def _under(
+    measure: Measure, prompt: Prompt, lists: Mapping[tuple, list[Edit]], emotion: str, names: list[str]
+) -> tuple[float, pd.Series]:
+    """The measure without edits, and under each list of them by its label."""
+    own, values = measure.under(prompt, lists, emotion)
+    return own, pd.Series(values, pd.MultiIndex.from_tuples(lists, names=names))
 
 
 def _by_place(table: pd.DataFrame, places: list[str], columns: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
@@ -418,13 +521,32 @@ def _bars(axis: Any, ticks: list[str], groups: Mapping[str, tuple[str, Iterable[
     wide = 0.8 / len(groups)
     for k, (label, (color, intervals)) in enumerate(groups.items()):
         mean, low, high = ends(intervals)
-        x, errors = np.arange(len(ticks)) + (k - (len(groups) - 1) / 2) * wide, np.maximum(0, (mean - low, high - mean))
+        x, errors = _bar_middles(len(ticks), k, len(groups)), np.maximum(0, (mean - low, high - mean))
         axis.bar(x, mean, 0.9 * wide, color=color, yerr=errors, ecolor=INK, label=label)
     axis.set_xticks(range(len(ticks)), ticks)
 
 
-def _legend(figure: Figure, axis: Any) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+def _bar_middles(ticks: int, k: int, groups: int) -> np.ndarray:
+    """Where the bars of a group stand."""
+    return np.arange(ticks) + (k - (groups - 1) / 2) * 0.8 / groups
+
+
+def _control_lines(axis: Any, frame: pd.DataFrame, color: str, bars: tuple[int, int] | None) -> None:
+    """Controls of single layers as broken lines, or across the bars of a group, the k-th of n."""
+    for control in (control for control in CONTROLS if control in frame):
+        mean = np.array([interval.mean for interval in frame[control]])
+        if bars is None:
+            axis.plot(frame.index, mean, color=color, linestyle=_STYLES[control], linewidth=1)
+        else:
+            x, half = _bar_middles(len(mean), *bars), 0.4 / bars[1]
+            axis.hlines(mean, x - half, x + half, colors=INK, linestyles=_STYLES[control], linewidth=1.2)
+
+
+def _legend(figure: Figure, axis: Any, styles: Mapping[str, str] | None = None) -> None:
+    """What the axis names, and what kinds of lines mean."""
+    handles, labels = axis.get_legend_handles_labels()
+    handles += [Line2D([], [], color=INK, linestyle=style, linewidth=1.2) for style in (styles or {}).values()]
+    figure.legend(handles, [*labels, *(styles or {})], loc="outside right upper", fontsize=9)
 
 
 def _maps(mean: pd.Series, column: str) -> Figure:

@@ -30,8 +30,9 @@ from emointerp.emotions import BASIC, words_for
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.pairs import Pair, check_number
+from emointerp.pairs import Pair, check_number, twin_prompts
 from emointerp.plots import BLUE, COLORS, GRAY, INK, YELLOW, band, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Metric, collect
 from emointerp.tracing.metrics import as_metric, first_token
@@ -40,7 +41,8 @@ from emointerp.world import Example
 
 Words = Mapping[str, Iterable[str]] | None
 ENTROPY, MASS = "entropy", "emotion mass"
-MASSES = ("log mass", "mass")  # what `metrics_of` knows by name
+NAMED = {"log mass": "log p", "mass": "p", "log odds": "log odds"}
+MASSES = tuple(NAMED)  # what `metrics_of` knows by name
 CHUNK = 2**26  # numbers of one table of logits, 256 MB in float32
 FEWEST_LETTERS = 3
 
@@ -70,28 +72,37 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     return table.drop_duplicates(["emotion", "id"]).reset_index(drop=True)
 
 
-def emotion_metrics(vlm: VLM, words: Words = None, log: bool = True) -> dict[str, Metric]:
-    """For each emotion the summed probability of its words at the last token (`emotion_tokens`), or its logarithm in nats."""
+def emotion_metrics(vlm: VLM, words: Words = None, kind: str = "log mass") -> dict[str, Metric]:
+    """For each emotion the mass m of its words at the last token (`emotion_tokens`), their summed probability.
+
+    "mass" is m, "log mass" its logarithm, "log odds" `log m - log(1 - m)`, both in nats. Where the answer is nearly sure, the log
+    mass can hardly fall, so that what is taken away seems to matter less than what is put in; the log odds know no such ceiling.
+    """
+    if kind not in MASSES:
+        raise InputError(f"kind is {kind!r}; expected {', '.join(map(repr, MASSES))}.")
 
     def metric(emotion: str, ids: list[int]) -> Metric:
         def mass(logits: Tensor) -> Tensor:
-            found = logits.log_softmax(-1)[:, ids].logsumexp(-1)
-            return found if log else found.exp()
+            found = logits.log_softmax(-1)
+            own = found[:, ids].logsumexp(-1)
+            if kind == "log odds":
+                return own - found.index_fill(-1, torch.tensor(ids, device=found.device), -torch.inf).logsumexp(-1)
+            return own if kind == "log mass" else own.exp()
 
-        return Metric(mass, name=f"{'log ' * log}p({emotion})")
+        return Metric(mass, name=f"{NAMED[kind]}({emotion})")
 
     return {emotion: metric(emotion, some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion")}
 
 
 def metrics_of(vlm: VLM, pairs: Sequence[Pair], metric: Any, words: Words = None) -> dict[str, Metric]:
-    """A metric for each emotion of the pairs: "log mass" or "mass" of its words (`emotion_metrics`), or one `Metric` for all."""
+    """A metric for each emotion of the pairs: "log mass", "mass" or "log odds" of its words, or one `Metric` for all."""
     check_number(pairs)
     wanted = list(dict.fromkeys(pair.emotion for pair in pairs))
     if not isinstance(metric, str):
         return dict.fromkeys(wanted, as_metric(metric))
     if metric not in MASSES:
-        raise InputError(f"metric is {metric!r}; expected {' or '.join(map(repr, MASSES))}, or a Metric, which has a gradient.")
-    known = emotion_metrics(vlm, words, log=metric == "log mass")
+        raise InputError(f"metric is {metric!r}; expected {', '.join(map(repr, MASSES))}, or a Metric, which has a gradient.")
+    known = emotion_metrics(vlm, words, metric)
     if strange := [emotion for emotion in wanted if emotion not in known]:
         raise InputError(f"Pairs show {', '.join(strange)}; there are words of {', '.join(known)}. Give `words` for the others.")
     return {emotion: known[emotion] for emotion in wanted}
@@ -250,9 +261,7 @@ def logit_lens(vlm: VLM, prompt: Prompt, words: Mapping[str, Iterable[str]] | No
     `words` maps emotions, or the labels of a concept of yours, to words (`emotion_tokens`). Begin the answer in the prompt to look
     at the place where the word is due: `vlm.prompt(image, event, answer="I felt")`.
     """
-    table = emotion_tokens(vlm, words)
-    ids = {emotion: torch.tensor(some.id.tolist()) for emotion, some in table.groupby("emotion", sort=False)}
-    residual = collect(vlm, prompt, ["residual"]).residual
+    ids, residual = _ids(vlm, words), collect(vlm, prompt, ["residual"]).residual
     read = [
         _read(vlm, part_, list(ids.values()), k) for h in residual for part_ in h.split(max(1, CHUNK // vlm.anatomy.vocabulary))
     ]
@@ -261,8 +270,8 @@ def logit_lens(vlm: VLM, prompt: Prompt, words: Mapping[str, Iterable[str]] | No
 
 
 @dataclass(frozen=True, eq=False)
-class Emergence:
-    """Over many pictures: how likely the pictured emotion's words are at the last token, after each layer.
+class Emergence(Saved):
+    """Over many pictures: how likely the words of the pictured emotion (or label) are at the last token, after each layer.
 
     `table` has a row a picture and layer: picture, emotion, layer; `pictured` (mass of the pictured emotion's words), `others` (of
     the other emotions' words), `twin` (of the pictured emotion's words beside the neutral twin: the control), and `leads` (whether
@@ -282,7 +291,7 @@ class Emergence:
         frame = self.to_frame()
         shown = {
             "pictured": ("the pictured emotion", BLUE),
-            "others": ("the other five together", YELLOW),
+            "others": ("the others together", YELLOW),
             "twin": ("the same emotion, neutral twin", GRAY),
         }
         for column, (label, color) in shown.items():
@@ -292,32 +301,47 @@ class Emergence:
         return figure
 
 
-def emergence(vlm: VLM, examples: Sequence[Example], answer: str = "I felt", batch: int = 32, progress: bool = True) -> Emergence:
+def emergence(
+    vlm: VLM,
+    examples: Sequence[Example | Pair],
+    answer: str = "I felt",
+    batch: int = 32,
+    progress: bool = True,
+    words: Words = None,
+) -> Emergence:
     """Read the last token of many pictures' prompts, whose answers begin with `answer`, beside their neutral twins.
 
-    `examples` are scenes of one of the six emotions, each with its event: `sample("test", 60, emotions=BASIC)`.
+    `examples` are scenes of one of the six emotions, each with its event: `sample("test", 60, emotions=BASIC)`; or pairs of yours.
+    `words` as in `emotion_tokens`: for pairs of a concept of yours, those of its labels.
     """
-    frames = []
+    frames, ids = [], _ids(vlm, words)
     for start in tqdm(range(0, len(examples), batch), desc="lens", disable=not progress):
-        some = examples[start : start + batch]
-        seen, twins = (
-            _last_mass(vlm, [vlm.prompt(scene, e.event, answer=answer) for scene, e in zip(scenes, some, strict=True)])
-            for scenes in ([e.scene for e in some], [e.scene.neutral() for e in some])
-        )
-        frames += [_emerged(start + i, e.scene.emotion, seen[i], twins[i]) for i, e in enumerate(some)]
+        some = [_as_pair(e) for e in examples[start : start + batch]]
+        prompts = zip(*(twin_prompts(vlm, pair, answer) for pair in some), strict=True)
+        seen, twins = (_last_mass(vlm, list(side), ids) for side in prompts)
+        frames += [_emerged(start + i, pair.emotion, seen[i], twins[i]) for i, pair in enumerate(some)]
     return Emergence(pd.concat(frames, ignore_index=True))
 
 
-def _last_mass(vlm: VLM, prompts: list[Prompt]) -> list[pd.DataFrame]:
+def _as_pair(given: Example | Pair) -> Pair:
+    """A scene beside its neutral twin, or a pair as it came."""
+    return given if isinstance(given, Pair) else Pair(given.scene, given.scene.neutral(), given.event, given.scene.emotion)
+
+
+def _ids(vlm: VLM, words: Words) -> dict[str, Tensor]:
+    """The tokens that count for each emotion."""
+    return {emotion: torch.tensor(some.id.tolist()) for emotion, some in emotion_tokens(vlm, words).groupby("emotion", sort=False)}
+
+
+def _last_mass(vlm: VLM, prompts: list[Prompt], ids: Mapping[str, Tensor]) -> list[pd.DataFrame]:
     """Mass of each emotion at the last token: a row a layer, for each prompt."""
-    ids = {emotion: torch.tensor(some.id.tolist()) for emotion, some in emotion_tokens(vlm).groupby("emotion", sort=False)}
     acts = collect(vlm, prompts, ["residual"], positions="last")
     return [pd.DataFrame(_read(vlm, a.residual[:, 0], list(ids.values()), 1)[1], columns=list(ids)) for a in acts]
 
 
 def _emerged(picture: int, emotion: str, seen: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
     if emotion not in seen:
-        raise InputError(f"Picture {picture} shows {emotion!r}; expected one of {', '.join(seen)}.")
+        raise InputError(f"Picture {picture} shows {emotion!r}; expected one of {', '.join(seen)}. Give `words` for others.")
     others = seen.drop(columns=emotion)
     columns = {
         "pictured": seen[emotion],

@@ -18,14 +18,14 @@ from emointerp.tracing import Activations
 
 SITES = ("heads", "neurons")
 TOKENS = 16  # whose writes are in memory at once
-NEAR = 32
+NEAR = 8
 
 
 def near_of(n: int) -> int:
-    """Among how many of a layer's `n` parts one as loud is drawn by default: half of them, at most 32, itself counted.
+    """Among how many of a layer's `n` parts one as loud is drawn by default: half of them, at most 8.
 
     >>> near_of(8), near_of(11008)
-    (4, 32)
+    (4, 8)
     """
     return max(2, min(n // 2, NEAR))
 
@@ -40,8 +40,11 @@ def write_norms(vlm: VLM, acts: Sequence[Activations], site: str) -> Float[np.nd
         raise InputError(f"site is {site!r}; expected {' or '.join(map(repr, SITES))}.")
     if not acts:
         raise InputError(f"There are no activations to measure by; collect some: collect(vlm, prompts, [{site!r}]).")
-    length = _head_lengths if site == "heads" else _neuron_lengths
-    means = torch.stack([length(vlm, one) for one in acts]).mean(0)
+    if site == "heads":
+        means = torch.stack([_head_lengths(vlm, one) for one in acts]).mean(0)
+    else:
+        means = torch.stack([one.neurons.float().abs().mean(1).cpu() for one in acts]).mean(0)
+        means = means * _vector_lengths(vlm, acts[0].layers)
     found = torch.full((vlm.anatomy.n_layers, means.shape[1]), torch.nan)
     found[list(acts[0].layers)] = means
     return found.numpy()
@@ -58,13 +61,12 @@ def _head_lengths(vlm: VLM, acts: Activations) -> Float[Tensor, "layer head"]:
     return torch.cat([length(z) for z in acts.heads.split(TOKENS, 2)], 2).mean(-1).cpu()
 
 
-def _neuron_lengths(vlm: VLM, acts: Activations) -> Float[Tensor, "layer neuron"]:
-    lengths = acts.neurons.float().abs().mean(1).cpu()
+def _vector_lengths(vlm: VLM, layers: Sequence[int]) -> Float[Tensor, "layer neuron"]:
+    """Lengths of all neurons' value vectors; 1 where they cannot be read."""
     try:
-        vectors = [value_vectors(vlm, layer, range(vlm.anatomy.d_mlp)) for layer in acts.layers]
+        return torch.stack([value_vectors(vlm, i, range(vlm.anatomy.d_mlp)).float().norm(dim=-1).cpu() for i in layers])
     except InputError:
-        return lengths
-    return lengths * torch.stack([v.float().norm(dim=-1).cpu() for v in vectors])
+        return torch.ones(len(layers), vlm.anatomy.d_mlp)
 
 
 def as_loud(

@@ -36,7 +36,7 @@ class Measure:
     name: str
     metrics: Mapping[str, Metric] | None
     max_new_tokens: int
-    wheels: WheelsLike = None
+    wheels: tuple[Wheel, ...] | None = None
 
     @property
     def last_layer(self) -> int:
@@ -84,7 +84,7 @@ def measure_of(
 ) -> Measure:
     """The measure that is meant by a name, or by a `Metric` of your own.
 
-    - "log mass", "mass": of the words of the pair's emotion, next after the begun answer (`lens.metrics_of`);
+    - "log mass", "mass", "log odds": of the words of the pair's emotion, next after the begun answer (`lens.metrics_of`);
     - "restoration": `cos(h[l_emo, N], S[e, l_emo])`, for which `layer` names l_emo;
     - "projection": of the last layer's residual stream on `S[e]`;
     - "hit rate": of the story, by `wheels` as in `emotions.hit_rate`.

@@ -20,7 +20,7 @@ import re
 import textwrap
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ from emointerp.emotions import BASIC, NEUTRAL, Wheel
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError, OutputError
 from emointerp.files import whole
+from emointerp.given import expected, listed, whole_number
 from emointerp.markup import thumbnail
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.models.images import opened
 from emointerp.plots import new_figure
-from emointerp.world import loaded_events, sample
+from emointerp.world import Scene, loaded_events, sample
 from emointerp.world.events import problems
 
 TABLE = "pairs.csv"
@@ -116,6 +117,7 @@ def text_pairs(split: str = "direction", n: int = 60, seed: int = 0) -> list[Pai
     >>> pair.emotional == pair.neutral, pair.event == pair.neutral_event
     (True, False)
     """
+    whole_number(seed, "seed", 0)
     rng = np.random.default_rng([seed, zlib.crc32(f"text {split}".encode())])
     pairs = []
     for i, e in enumerate(sample(split, n, seed, emotions=(NEUTRAL,))):
@@ -133,8 +135,27 @@ def twin_prompts(vlm: VLM, pair: Pair, answer: str = "") -> list[Prompt]:
     return [vlm.prompt(*side, answer=answer) for side in (pair.plus, pair.minus)]
 
 
+def as_pairs(given: Iterable[Pair]) -> list[Pair]:
+    """Pairs as a list, read once: a generator is empty afterwards. A pair by itself, and what is none, are refused."""
+    return listed(given, Pair, "pair", "world_pairs('test', 36), or read_pairs(table) for your own")
+
+
+def check_sides(pairs: Sequence[Pair]) -> None:
+    """Refuse pairs whose two sides are one: the same path, object or scene beside the same event. No picture is opened for it."""
+    if alike := [pair.name or str(i) for i, pair in enumerate(pairs) if _alike(pair)]:
+        what = "the same picture and event on both sides, so nothing differs that could be measured"
+        raise InputError(f"{len(alike)} of {len(pairs)} pairs ({', '.join(alike[:5])}) have {what}; give the neutral picture.")
+
+
+def _alike(pair: Pair) -> bool:
+    a, b = pair.emotional, pair.neutral
+    paths = isinstance(a, str | Path) and isinstance(b, str | Path) and Path(a) == Path(b)
+    return pair.plus[1] == pair.minus[1] and (a is b or paths or (isinstance(a, Scene) and isinstance(b, Scene) and a == b))
+
+
 def check_number(pairs: Sequence[Pair]) -> None:
-    """Refuse fewer pairs than say how sure a mean is."""
+    """Refuse fewer pairs than say how sure a mean is, and pairs whose two sides are one."""
+    check_sides(pairs)
     if len(pairs) < 2:
         raise InputError(f"{len(pairs)} pairs came; two or more are needed to say how sure a mean is: world_pairs('test', 36).")
 
@@ -149,17 +170,26 @@ def check_disjoint(chosen_on: Sequence[Pair], held_out: Sequence[Pair]) -> None:
 def check_aligned(vlm: VLM, pairs: Sequence[Pair], both: Sequence[list[Prompt]]) -> None:
     """Refuse pairs whose two prompts do not have their tokens in the same places, which patching needs; `both` are theirs."""
 
+    check_sides(pairs)
+
     def said(prompt: Prompt) -> str:
         return f"{len(prompt)} tokens, picture {' x '.join(map(str, prompt.image.size))}"
 
     apart = [
         f"{pair.name or i} ({said(a)}; {said(b)})"
         for i, (pair, (a, b)) in enumerate(zip(pairs, both, strict=True))
-        if len(a) != len(b) or a.visual != b.visual or not np.allclose(*(_where(vlm, p) for p in (a, b)), atol=0.02, equal_nan=True)
+        if not in_same_places(vlm, a, b)
     ]
     if apart:
         same = "Patching needs token i of one prompt to stand for token i of the other: bring a pair's pictures to one size."
         raise InputError(f"The two prompts of these pairs differ in their tokens: {', '.join(apart)}. {same}")
+
+
+def in_same_places(vlm: VLM, a: Prompt, b: Prompt) -> bool:
+    """Whether token i of one prompt stands for token i of the other: as many of them, and visual ones of the same place."""
+    if len(a) != len(b) or a.visual != b.visual:
+        return False
+    return np.allclose(_where(vlm, a), _where(vlm, b), atol=0.02, equal_nan=True)
 
 
 def _where(vlm: VLM, prompt: Prompt) -> np.ndarray:
@@ -176,6 +206,7 @@ def read_pairs(table: str | Path) -> list[Pair]:
     Columns: emotional, neutral (pictures, looked up from the table's folder), event, emotion; if given, split, name, neutral_event
     and aligned ("no" for pairs that are no twins). Raises an InputError that lists all that is missing or cannot be read.
     """
+    expected(table, str | os.PathLike, "the path of a CSV table or its folder (a DataFrame has to_csv)")
     table = Path(table) / TABLE if os.path.isdir(Path(table)) else Path(table)
     columns, rows = _table(table)
     faults = [] if rows else ["it has no rows: write a line for each pair"]
@@ -240,12 +271,12 @@ def _pair(row: dict[str, str], folder: Path) -> Pair:
     )
 
 
-def save_pairs(pairs: Sequence[Pair], folder: str | Path) -> Path:
+def save_pairs(pairs: Iterable[Pair], folder: str | Path) -> Path:
     """Write pictures as PNG files and their table `pairs.csv`, to look at and to edit; `read_pairs(folder)` brings them back.
 
     Returns the table's path. It is written last, and a folder that holds one already is refused.
     """
-    folder = Path(folder)
+    pairs, folder = as_pairs(pairs), Path(folder)
     if (folder / TABLE).exists():
         raise OutputError(f"{folder} holds pairs already; choose another folder, or delete its {TABLE} first.")
     try:
@@ -273,7 +304,7 @@ def folder_pairs(shows: str | Path, lacks: str | Path, label: str, event: str, s
     Where both hold files of the same names (whatever their endings), pictures are matched by name as twins. Otherwise they are
     paired in the order of their names, as no twins, and a warning says so and how many are left over.
     """
-    folders = [Path(shows), Path(lacks)]
+    folders = [Path(expected(folder, str | os.PathLike, "the path of a folder of pictures")) for folder in (shows, lacks)]
     faults = [fault for folder in folders for fault in _folder_faults(folder)]
     _refuse(faults, "These folders cannot be paired")
     a, b = map(_pictures_in, folders)
@@ -360,7 +391,7 @@ class Check:
         return f"<p><b>{self.summary}</b></p>{rows}"
 
 
-def check(pairs: Sequence[Pair] | str | Path, wheels: WheelsLike = None, progress: bool = True) -> Check:
+def check(pairs: Iterable[Pair] | str | Path, wheels: WheelsLike = None, progress: bool = True) -> Check:
     """Look at pairs, or at a table or folder of them as in `read_pairs`, before they are used.
 
     - Twins have one size, differ somewhere, lie on each other without a shift, and keep their background: outside the region that
@@ -371,7 +402,7 @@ def check(pairs: Sequence[Pair] | str | Path, wheels: WheelsLike = None, progres
     - The emotion is known to the `wheels` (default: the package's five; or a `Concept` of your own).
     - No event and no picture stands in two splits.
     """
-    pairs = read_pairs(pairs) if isinstance(pairs, str | Path) else list(pairs)
+    pairs = read_pairs(pairs) if isinstance(pairs, str | Path) else as_pairs(pairs)
     if not pairs:
         raise InputError("There are no pairs to check.")
     chosen = as_wheels(wheels)

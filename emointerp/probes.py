@@ -23,6 +23,7 @@ from emointerp.errors import InputError
 from emointerp.models import VLM
 from emointerp.pairs import Pair, check_disjoint
 from emointerp.plots import BLUE, GRAY, ORANGE, QUIET, band, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import mean_interval
 
 SHOWN = {
@@ -33,7 +34,7 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class UnmodifiedPass:
+class UnmodifiedPass(Saved):
     """`table` has a row a held-out pair and layer: pair, emotion, layer, and three times right (1) or wrong (0).
 
     - `nearest`: the picture's own emotion has the direction nearest to its residual stream, both less their means;

@@ -24,6 +24,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair
 from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PALE, YELLOW, ends, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import value_interval
 from emointerp.tracing import Activations, collect
 from emointerp.tracing.branches import prefix_of
@@ -38,7 +39,7 @@ OTHER, MASKS = "other", ("face", "expression")
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class Sources(Saved):
     """The token that each head takes from, a row a pair and head in `table`:
 
     - `token`, `span` ("V", "Q", "L" or "other"), `attribution` (`A * dM/dA` there) and `attention` (A there); `most_attended`,

@@ -5,7 +5,7 @@ beside a neutral event, an agreeing one, a contradicting one; their neutral twin
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -19,10 +19,13 @@ from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC, NEUTRAL, EmotionWord, extract, named, score
 from emointerp.errors import InputError
+from emointerp.given import whole_number
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.models.familiarity import Familiarity, familiarity
+from emointerp.models.vlm import check_model
 from emointerp.plots import BLUE, COLORS, INK, QUIET, YELLOW, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, mean_interval
 from emointerp.tracing import generate
 from emointerp.world import Example, Scene, sample
@@ -76,8 +79,10 @@ def tell(vlm: VLM, picture: Any, event: str = EVENT, **options: Any) -> Telling:
     return tell_all(vlm, [(picture, event)], progress=False, **options)[0]
 
 
-def tell_all(vlm: VLM, told: Sequence[tuple[Any, str]], progress: bool = True, batch: int = 32, **options: Any) -> list[Telling]:
+def tell_all(vlm: VLM, told: Iterable[tuple[Any, str]], progress: bool = True, batch: int = 32, **options: Any) -> list[Telling]:
     """The stories of many (picture, event) pairs, in batches."""
+    check_model(vlm)
+    told, batch = list(told), whole_number(batch, "batch", 1)
     tellings: list[Telling] = []
     for start in tqdm(range(0, len(told), batch), desc="stories", disable=not progress):
         some = told[start : start + batch]
@@ -109,7 +114,7 @@ def read(vlm: VLM, picture: Any, event: str = EVENT, **options: Any) -> Reading:
 
 
 @dataclass(frozen=True)
-class SeeOrGuess:
+class SeeOrGuess(Saved):
     """Stories under each condition. `table` has a row a story: condition, emotion, event_emotion, story, named, hit, exact, …"""
 
     table: pd.DataFrame
@@ -165,7 +170,8 @@ def see_or_guess(
 
     The pictures are the same in all conditions but the gray one, which shows nothing, so that only the words can speak.
     """
-    if n < len(BASIC):
+    check_model(vlm)
+    if whole_number(n, "n") < len(BASIC):
         raise InputError(f"n is {n}; at least {len(BASIC)} pictures are needed, one an emotion.")
     band = intensities or conflict_intensities(vlm)
     drawn = {e: sample(split, n, seed, emotions=BASIC, intensity=band, events=e) for e in ("neutral", "loaded", "conflict")}

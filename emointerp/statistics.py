@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,12 @@ from scipy.stats import bootstrap, false_discovery_control
 from emointerp.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Interval:
-    """A mean over `n` independent values with its bootstrap interval from `low` to `high`."""
+    """A mean over `n` independent values with its bootstrap interval from `low` to `high`.
+
+    `float` gives the mean, by which intervals are sorted; `flat` makes numbers of a table of them.
+    """
 
     mean: float
     low: float
@@ -22,6 +26,30 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}] (n = {self.n})"
+
+    def __float__(self) -> float:
+        return self.mean
+
+
+def flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of plain numbers, for queries, files and other programs: of each column of intervals mean, low, high and n.
+
+    The mean keeps the column's name; names of several levels are joined, and what is missing is NaN.
+
+    >>> flat(pd.DataFrame({"effect": [Interval(0.5, 0.25, 0.75, 4)]}, index=["V"]))
+       effect  effect_low  effect_high  effect_n
+    V     0.5        0.25         0.75         4
+    """
+    columns: dict[str, Any] = {}
+    for name, column in frame.items():
+        said = name if isinstance(name, str) else " ".join(map(str, name if isinstance(name, tuple) else (name,)))
+        if any(isinstance(cell, Interval) for cell in column):
+            for end in ("mean", "low", "high", "n"):
+                numbers = [getattr(cell, end) if isinstance(cell, Interval) else np.nan for cell in column]
+                columns[said if end == "mean" else f"{said}_{end}"] = numbers
+        else:
+            columns[said] = column
+    return pd.DataFrame(columns, index=frame.index)
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0, signed: bool = False) -> Interval:

@@ -29,11 +29,14 @@ from emointerp.emotions import emotion_of, score
 from emointerp.emotions.tokens import words_of as words_in
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError
+from emointerp.given import expected, listed, number, numbers, texts, whole_number
 from emointerp.lens import emotion_tokens, lens_logits
 from emointerp.lens import words_of as words_of_vectors
 from emointerp.models import VLM, Prompt, to_image
-from emointerp.pairs import Pair
+from emointerp.models.vlm import check_model
+from emointerp.pairs import Pair, as_pairs, check_sides
 from emointerp.plots import BLUE, COLORS, GRAY, INK, PINK, QUIET, SKY, YELLOW, band, new_figure
+from emointerp.saved import Saved
 from emointerp.start_here import tell_all
 from emointerp.statistics import Interval, mean_interval, ratio_interval, with_controls
 from emointerp.tracing import perplexity, sweep
@@ -48,7 +51,7 @@ MEASURES = ("hit", "exact", "clean", "others")
 
 def differences(
     vlm: VLM,
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair],
     *,
     answer: str = "",
     tell: bool = True,
@@ -62,17 +65,20 @@ def differences(
     of the emotion than the last token of the question. `wheels` may be a `Concept` of your own. Raises InputError for emotions that
     no wheel knows, and for twins of different sizes.
     """
-    _check_pairs(pairs, wheels)
+    check_model(vlm)
+    pairs = _checked_pairs(pairs, wheels)
     told = [t.story for t in tell_all(vlm, [p.plus for p in pairs], progress, batch)] if tell else []
     emotions = tuple(p.emotion for p in pairs)
     hits = score(told, emotions, wheels).hit.to_numpy(float) if tell else np.ones(len(pairs))
+    batch = whole_number(batch, "batch", 1)
     vectors = torch.cat([_differences(vlm, pairs[start : start + batch], answer) for start in range(0, len(pairs), batch)])
     about = {"model": vlm.name, "answer": answer, "splits": sorted({p.split for p in pairs}), "pairs": len(pairs)}
     return Differences(emotions, vectors, hits, tuple(told), about)
 
 
-def steering_vectors(vlm: VLM, pairs: Sequence[Pair], tau: float = 0.5, **options: Any) -> Directions:
+def steering_vectors(vlm: VLM, pairs: Iterable[Pair], tau: float = 0.5, **options: Any) -> Directions:
     """`S[emotion, layer]` of pairs whose emotional story has a hit rate above `tau` (-1: all); `options` as in `differences`."""
+    tau = number(tau, "tau")
     return differences(vlm, pairs, tell=tau >= 0, **options).directions(tau)
 
 
@@ -82,18 +88,21 @@ def _differences(vlm: VLM, pairs: Sequence[Pair], answer: str) -> Tensor:
     return plus - minus
 
 
-def _check_pairs(pairs: Sequence[Pair], wheels: WheelsLike) -> None:
-    if not pairs:
+def _checked_pairs(given: Iterable[Pair], wheels: WheelsLike) -> list[Pair]:
+    """Pairs as a list, read once, refused where they have nothing to steer by."""
+    if not (pairs := as_pairs(given)):
         raise InputError("There are no pairs; world_pairs('direction') makes some, read_pairs(file) reads your own.")
     score([""] * len(pairs), [p.emotion for p in pairs], wheels)  # refuses what no wheel knows, with the nearest words
     sizes = {p.name or i: (to_image(p.emotional).size, to_image(p.neutral).size) for i, p in enumerate(pairs) if p.aligned}
     wrong = [f"{name} ({a[0]} x {a[1]} and {b[0]} x {b[1]})" for name, (a, b) in sizes.items() if a != b]
     if wrong:
         raise InputError(f"In {len(wrong)} pairs the two pictures differ in size: {', '.join(wrong)}. Give twins of one size.")
+    check_sides(pairs)
+    return pairs
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(Saved):
     """Stories under a push. `table` has a row a pair, direction, draw, emotion pushed `towards`, layer and alpha:
 
     - `story`, and what it names of `towards`: `hit`, `exact`, `clean` (exact, and its perplexity at most `max_cost` times that of
@@ -196,7 +205,10 @@ class Steering:
         return Choice(int(layer), {e: float(best.get(e, 0.0)) for e in rates.towards.unique()}, max_others, rates)
 
     def matrix(self, direction: str = S, layer: SupportsIndex | None = None, alpha: float | None = None) -> pd.DataFrame:
-        """Share of stories that name each emotion (a column) when pushed towards one (a row); the off-diagonal is wrong."""
+        """Share of stories that name each emotion (a column) when pushed towards one (a row); the off-diagonal is wrong.
+
+        Where no layer or no alpha is named, the share is over the stories of all of them, and of all draws and pairs.
+        """
         rows = self.at(direction, layer, alpha)
         says = {label: rows.named.map(lambda named, label=label: label in named) for label in self.labels}
         says[NOTHING] = rows.named.map(len) == 0
@@ -274,19 +286,20 @@ class Steering:
         return figure
 
     def plot_matrix(self, direction: str = S, layer: SupportsIndex | None = None, alpha: float | None = None) -> Figure:
-        """The matrix of what is pushed towards and what is named."""
+        """The matrix of what is pushed towards and what is named; the title says over how many layers and strengths."""
         frame, (figure, axis) = self.matrix(direction, layer, alpha), new_figure(width=5.6, height=3.9)
+        title = f"Neutral pictures, pushed{_pooled(self.at(direction, layer, alpha))}"
         axis.imshow(frame, cmap="Blues", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(frame.to_numpy()):
             axis.text(j, i, f"{value:.0%}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else INK)
         axis.set_xticks(range(frame.shape[1]), frame.columns, rotation=35, ha="right")
         axis.set_yticks(range(len(frame)), frame.index)
-        axis.set(xlabel="the story names", ylabel="pushed towards", title="Neutral pictures, pushed")
+        axis.set(xlabel="the story names", ylabel="pushed towards", title=title)
         return figure
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Saved):
     """A layer, each emotion's strength there, and the limit that it was chosen under; `table` shows what there was to choose."""
 
     layer: int
@@ -297,12 +310,12 @@ class Choice:
 
 def steer(
     vlm: VLM,
-    pairs: Sequence[Pair],
-    directions: Directions | Mapping[str, Directions | Sequence[Directions]],
+    pairs: Iterable[Pair],
+    directions: Directions | Mapping[str, Directions | Iterable[Directions]],
     *,
     layers: Iterable[SupportsIndex] | SupportsIndex | None = None,
-    alphas: Sequence[float] = ALPHAS,
-    towards: Sequence[str] | None = None,
+    alphas: Iterable[float] | float = ALPHAS,
+    towards: str | Iterable[str] | None = None,
     positions: Positions = FROM_LAST,
     max_new_tokens: int = 64,
     max_cost: float = MAX_COST,
@@ -316,21 +329,20 @@ def steer(
     is none). `layers` None: all. `max_cost` says which stories are clean (`Steering`). Pairs that were used to find a direction are
     no test of it: take another split.
     """
-    _check_pairs(pairs, wheels)
-    given = {S: directions} if isinstance(directions, Directions) else directions
-    drawn = {(name, i): d for name, some in given.items() for i, d in enumerate([some] if isinstance(some, Directions) else some)}
-    if S not in given:
-        raise InputError(f"Among the directions {', '.join(map(repr, given))} is no 'S'; call the one that is tested so.")
-    layers, listed = checked_layers(vlm, layers), [OWN] if towards is None else list(towards)
+    check_model(vlm)
+    pairs, drawn, layers = _checked_pairs(pairs, wheels), _drawn(directions), checked_layers(vlm, layers)
+    alphas, max_cost = numbers(alphas, "alphas"), number(max_cost, "max_cost", above=0)
+    positions = tuple(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else positions
+    targets = [OWN] if towards is None else texts(towards, "towards")
     if towards is not None:
-        score([""] * len(listed), listed, wheels)  # refuses, before anything is generated, what no wheel knows
+        score([""] * len(targets), targets, wheels)  # refuses, before anything is generated, what no wheel knows
     prompts = [vlm.prompt(*pair.minus) for pair in pairs]
 
     def edits(i: int) -> dict:
         return {
             (*key, target, layer, float(alpha)): d.edits(pairs[i].emotion if target == OWN else target, layer, alpha, positions)
             for key, d in drawn.items()
-            for target in listed
+            for target in targets
             for layer in layers
             for alpha in alphas
         }
@@ -344,6 +356,17 @@ def steer(
     table["story_goal"] = table.pair.map(dict(enumerate(goals)))
     labels = tuple(dict.fromkeys(label for wheel in as_wheels(wheels) for label in wheel.labels))
     return Steering(_with_scores(_with_costs(table, vlm, prompts, drawn), wheels, max_cost), labels)
+
+
+def _drawn(given: Directions | Mapping[str, Directions | Iterable[Directions]]) -> dict[tuple[str, int], Directions]:
+    """Directions by name and draw, read once; "S" must be among them."""
+    make = "S = steering_vectors(vlm, pairs), or several by name: {'S': S, 'random': [S.random(0)]}"
+    named = {S: given} if isinstance(given, Directions) else expected(given, Mapping, make)
+    if S not in named:
+        raise InputError(f"Among the directions {', '.join(map(repr, named))} is no 'S'; call the one that is tested so.")
+    lists = {name: [some] if isinstance(some, Directions) else listed(some, Directions, "direction", make)
+             for name, some in named.items()}  # fmt: skip
+    return {(name, i): d for name, some in lists.items() for i, d in enumerate(some)}
 
 
 def _with_costs(table: pd.DataFrame, vlm: VLM, prompts: Sequence[Prompt], drawn: Mapping[tuple, Directions]) -> pd.DataFrame:
@@ -402,7 +425,7 @@ def _length(story: str) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(Saved):
     """What directions say: `table` has a row an emotion and layer, the `mass` of its own words, `others`, the likeliest `words`."""
 
     table: pd.DataFrame
@@ -447,6 +470,13 @@ def semantic_projection(
 
 _NOTE = {"fontsize": 8, "ha": "left", "va": "bottom", "color": QUIET}
 _GRAYS = (GRAY, YELLOW, PINK, SKY, QUIET)
+
+
+def _pooled(rows: pd.DataFrame) -> str:
+    """Over how many layers and strengths rows are, in words; "" where it is one of each."""
+    counts = {"layer": rows.layer.nunique(), "strength": rows.alpha.nunique()}
+    several = [f"{n} {name}s" for name, n in counts.items() if n > 1]
+    return f"\nmean over {', '.join(several)}" if several else ""
 
 
 def _check_measure(measure: str) -> None:

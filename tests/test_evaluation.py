@@ -19,15 +19,29 @@ from tiny_models import picture, random_folder
 
 from emointerp import cli
 from emointerp.circuit import revision
-from emointerp.emotions import BASIC
+from emointerp.emotions import BASIC, wheels
 from emointerp.errors import InputError, OutputError
 from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, pai, world_items
 from emointerp.evaluation import benchmarks as benchmarks_module
 from emointerp.evaluation.benchmarks import run_mer_unibench, standard, write_table
-from emointerp.evaluation.items import BLANK, CALM, CONFLICT, HARD, NEUTRALS, QUESTIONS, SETS, SHUFFLED, SWAPPED, WORLD
+from emointerp.evaluation.items import (
+    BLANK,
+    CALM,
+    CONFLICT,
+    HARD,
+    NEUTRALS,
+    OWN,
+    QUESTIONS,
+    SETS,
+    SHUFFLED,
+    SWAPPED,
+    TWINS,
+    WORLD,
+)
 from emointerp.evaluation.mer_unibench import frame
 from emointerp.files import alone
 from emointerp.models import to_image
+from emointerp.pairs import save_pairs, world_pairs
 from emointerp.statistics import Interval
 from emointerp.tracing import AddVector
 from emointerp.world import Scene, sample
@@ -93,6 +107,7 @@ def three(**more) -> list[Method]:
 
 
 QUIET = {"perplexity": False, "progress": False}
+mer = pytest.mark.filterwarnings("ignore:.*test rows; the benchmark has:UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +199,19 @@ def test_rates_and_paired_differences_are_those_worked_by_hand(result):
     assert frame.oracle.unstack("set").loc["weak"].all() and not frame.oracle.unstack("set").loc["good"].any()
 
 
+def test_precision_f_and_emotion_words_stand_beside_the_hit_rate(result):
+    """By hand, of "none": precision 1, 1, 0, 0, 0, 1/2, 0, 0, F with 2/3 for the half; eight emotion words in eight stories."""
+    frame, shown = result.to_frame(), result.shown()
+    row = frame.loc[(CONFLICT, "none")]
+    assert [row.precision.mean, row.f.mean, row.n_words.mean] == pytest.approx([2.5 / 8, (2 + 2 / 3) / 8, 8 / 8])
+    assert row.precision.low < 2.5 / 8 < row.precision.high and row.n_words.low < 1 < row.n_words.high
+    texts = shown[(shown.set == CONFLICT) & (shown.method == "none")].iloc[0]
+    assert texts[["precision", "F", "emotion words"]].tolist() == ["31.2", "33.3", "1.00"]
+    assert frame.loc[(NEUTRALS, "good"), "n_words"].mean == 0.25 and frame.loc[NEUTRALS, ["precision", "f"]].isna().all(axis=None)
+    assert list(result.shown([CONFLICT])) == [c for c in shown if c not in ("false emotions", "right")]
+    assert result.shown([]).empty
+
+
 def test_p_values_are_the_closed_form_of_the_sign_flip(result):
     frame = result.to_frame()
     p, corrected = frame.loc[CONFLICT, "p"], frame.loc[CONFLICT, "p_holm"]
@@ -268,7 +296,7 @@ def test_markdown_and_latex_say_the_same_and_escape_what_is_theirs():
     found = evaluate(tiny(), methods, sets(), **QUIET)
     lines = found.to_markdown().splitlines()
     assert (
-        lines[0].startswith("| set | method | n | exact rate | hit rate |") and lines[1] == "| " + " | ".join(["---"] * 13) + " |"
+        lines[0].startswith("| set | method | n | exact rate | hit rate |") and lines[1] == "| " + " | ".join(["---"] * 16) + " |"
     )
     assert lines[2].startswith("| conflict | none | 8 | 25.0 [") and lines[3].startswith(
         r"| conflict | a\|b_c & 50% (oracle) | 8 | 100.0 [62.5"
@@ -278,7 +306,7 @@ def test_markdown_and_latex_say_the_same_and_escape_what_is_theirs():
     latex = found.to_latex([CONFLICT])
     assert latex.startswith("% Model llava") and r"a|b\_c \& 50\% (oracle) & 8 & 100.0 [62.5" in latex and r"repeats, \%" in latex
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 3 and all(row.replace(r"\&", "").count("&") == 12 for row in rows)
+    assert len(rows) == 3 and all(row.replace(r"\&", "").count("&") == 13 for row in rows)  # no false emotions, no right answers
     with pytest.raises(InputError, match="There is no set 'storm' here; there are 'conflict'"):
         found.to_markdown(["storm"])
 
@@ -340,6 +368,41 @@ def test_a_stopped_run_goes_on_and_loses_one_cell_at_most(tmp_path, result):
     calls.clear()
     evaluate(tiny(), three(calls=calls), sets(), folder=tmp_path, **QUIET)
     assert not calls
+
+
+def test_another_extractor_scores_kept_answers_as_its_own(tmp_path, result):
+    """The answers are not asked again; every score is the new extractor's, and table and file say whose it is."""
+    calls: list = []
+    run = {"vlm": tiny(), "methods": three(calls=calls), "sets": sets(), "folder": tmp_path} | QUIET
+    before = evaluate(**run)
+    calls.clear()
+    assert without_time(before)["exact"].equals(result.table.exact) and "words found by" not in before.note
+
+    def always_joy(text, wheels):
+        return ["joy"]
+
+    found = evaluate(**run, extractor=always_joy)
+    assert not calls and found.table.answer.equals(before.table.answer)
+    stories = found.table[found.table.set == CONFLICT]
+    assert stories.exact.eq(1).all() and stories.n_words.eq(1).all()
+    assert found.table.false_emotion[found.table.set == NEUTRALS].eq(1).all()
+    assert found.table.right.equals(before.table.right)  # plain questions have no emotion words
+    kept = Evaluation.load(tmp_path)
+    assert kept.about["scoring"]["extractor"].endswith("always_joy") and "; words found by test_evaluation." in kept.note
+    assert kept.about["scoring"]["wheels"] == [wheel.name for wheel in wheels()]
+    pd.testing.assert_frame_equal(without_time(evaluate(**run)), without_time(before))
+
+
+def test_what_was_saved_before_there_was_an_f_is_read_without(result, tmp_path):
+    result.save(tmp_path)
+    for name, without in (("table.jsonl", "f"), ("about.json", "scoring")):
+        file = tmp_path / name
+        held = [json.loads(line) for line in ([file.read_text()] if name == "about.json" else file.read_text().splitlines())]
+        for row in held:
+            row.get("about", row).pop(without)
+        file.write_text("\n".join(map(json.dumps, held)))
+    found = Evaluation.load(tmp_path)
+    assert "F" not in found.shown() and found.shown().equals(result.shown().drop(columns="F")) and found.note == result.note
 
 
 def test_later_runs_may_bring_more_methods_and_sets(tmp_path):
@@ -516,13 +579,74 @@ def test_the_command_line_runs_the_world(short_answers, monkeypatch, capsys, tmp
 def test_the_command_line_fits_first_where_asked(short_answers, monkeypatch, capsys, tmp_path):
     """After "none" was asked, so that a wrong number is refused before the fit; with the layer that was named."""
     fitted = []
-    monkeypatch.setattr("emointerp.evaluation.contest", lambda vlm, l_emo: fitted.append(l_emo) or [none(), pai()])
+    monkeypatch.setattr("emointerp.evaluation.contest", lambda vlm, l_emo, **own: fitted.append(l_emo) or [none(), pai()])
     arguments = ["--model", random_folder(), "--out", tmp_path / "out", "--veena", "--l-emo", 1]
     code, said, err = run_cli(monkeypatch, capsys, *arguments, "--n", 2)
     assert code == 2 and "n is 2; at least 6 items" in err and not fitted
     code, said, err = run_cli(monkeypatch, capsys, *arguments, "--n", 6)
     assert code == 0, err
     assert fitted == [1] and Evaluation.load(tmp_path / "out").methods == ["none", "PAI"]
+
+
+@pytest.fixture(scope="module")
+def own_pairs(tmp_path_factory):
+    """Pairs of two emotions in four splits, as a folder."""
+    folder = tmp_path_factory.mktemp("pairs")
+    some = [pair for split in ("direction", "selection", "tuning", "test") for pair in world_pairs(split, 2)]
+    save_pairs(some, folder)
+    return folder
+
+
+def recorded(monkeypatch, found: int = 1) -> list:
+    """What `contest` and `emotional_layer` are asked, in their place."""
+    asked: list = []
+
+    def contest(vlm, l_emo, **own):
+        asked.append((l_emo, {role: [pair.split for pair in pairs] for role, pairs in own.items()}))
+        return [none(), pai(), replace(none(), name="sees", oracle=True)]
+
+    def layer(vlm, direction, selection):
+        asked.append([None if some is None else {pair.split for pair in some} for some in (direction, selection)])
+        return found
+
+    monkeypatch.setattr("emointerp.evaluation.contest", contest)
+    monkeypatch.setattr("emointerp.evaluation.emotional_layer", layer)
+    return asked
+
+
+def test_the_command_line_fits_on_pairs_of_ones_own(own_pairs, short_answers, monkeypatch, capsys, tmp_path):
+    """Each part is handed on as its own; both sides of the test part are asked, beside four drawn sets; l_emo is found first."""
+    asked = recorded(monkeypatch)
+    arguments = ["--model", random_folder(), "--out", tmp_path / "out", "--veena", "--pairs", own_pairs, "--n", 6]
+    code, said, err = run_cli(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    parts = {role: [role] * 2 for role in ("direction", "selection", "tuning")}
+    assert asked == [[{"direction"}, {"selection"}], (1, parts)] and "l_emo is 1, found on the selection pairs" in said
+    kept = Evaluation.load(tmp_path / "out")
+    assert kept.sets == [OWN, TWINS, WORLD, CONFLICT, NEUTRALS, QUESTIONS] and kept.methods == ["none", "PAI", "sees"]
+    assert kept.figure_of(OWN) == "exact" and kept.figure_of(TWINS) == "false_emotion" and len(kept.values(OWN, "none")) == 2
+
+
+@mer
+def test_the_command_line_asks_the_benchmark_of_what_was_fitted(own_pairs, monkeypatch, capsys, tmp_path):
+    """Without methods that see labels, which are of another form there; an l_emo that is named is taken, else it is found."""
+    write(tmp_path / "data", "MER2024")
+    asked = recorded(monkeypatch)
+    arguments = ["--benchmark", "mer-unibench", "--data", tmp_path / "data", "--veena", "--model", random_folder(), "--n", 1]
+    code, said, err = run_cli(monkeypatch, capsys, *arguments, "--out", tmp_path / "a", "--pairs", own_pairs, "--l-emo", 2)
+    assert code == 0, err
+    assert asked[0][0] == 2 and len(asked) == 1 and "sees" not in said and "PAI" in said
+    table = pd.read_csv(tmp_path / "a" / "scores.csv")
+    assert table.method.unique().tolist() == ["none", "PAI"] and table.difference.notna().tolist() == [False, False, True, True]
+    code, said, err = run_cli(monkeypatch, capsys, *arguments, "--out", tmp_path / "b")  # the drawn world's pairs
+    assert code == 0 and asked[1:] == [[None, None], (1, {})], err
+
+
+def test_only_the_bundled_models_l_emo_is_known(monkeypatch, capsys):
+    asked = recorded(monkeypatch, found=5)
+    assert [m.name for m in cli._fitted("a model", None, None, known=True, oracles=False)] == ["none", "PAI"]
+    assert [m.name for m in cli._fitted("a model", None, None, known=False, oracles=True)][-1] == "sees"
+    assert asked == [(3, {}), [None, None], (5, {})] and "l_emo is 3.\n" in capsys.readouterr().out
 
 
 def test_the_standard_methods_need_no_fitting():
@@ -532,9 +656,6 @@ def test_the_standard_methods_need_no_fitting():
     assert not any(method.oracle for method in standard())
     with pytest.raises(InputError, match="There is no method 'magic' that needs no fitting; there are none, "):
         standard(["magic"])
-
-
-mer = pytest.mark.filterwarnings("ignore:.*test rows; the benchmark has:UserWarning")
 
 
 @mer
@@ -559,7 +680,23 @@ def test_mer_unibench_is_asked_and_scored_set_by_set(tmp_path, monkeypatch):
     assert asked[0].text in ('I said: "None of them, \u201cfine\u201d"', "I said nothing.")
     assert {item.text for item in asked} == {'I said: "None of them, \u201cfine\u201d"', "I said nothing."}
     assert "MER2023" in write_table(table, tmp_path / "out")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "scores.csv", keep_default_na=False), table, check_dtype=False)
+    read_back = pd.read_csv(tmp_path / "out" / "scores.csv", na_filter=True).assign(metric=table.metric)  # "" of the mean's
+    pd.testing.assert_frame_equal(read_back, table, check_dtype=False)
+    clips = pd.read_csv(tmp_path / "out" / "clips.csv").set_index(["method", "set", "clip"])
+    assert clips.loc[("none", "MER2023", "a"), ["gold", "answer", "score"]].tolist() == ["happy", GLAD, 1.0]
+    assert clips.score.groupby(level=["method", "set"]).mean()["angry", "MER2023"] == 0.0 and len(clips) == 2 * (2 + 2 + 2)
+    gains = table.set_index(["method", "set"]).loc["angry"]
+    assert gains.difference["CMU-MOSI"] == pytest.approx(100 / 3 - 100) and gains.low["MER2023"] <= 0 <= gains.high["MER2023"]
+    with pytest.raises(InputError, match="Among the methods angry is no 'none', which all are compared with; add it"):
+        run_mer_unibench(tiny(), methods[1:], tmp_path / "data", tmp_path / "out", progress=False)
+
+    def always_joy(text, wheels):
+        return ["joy"]
+
+    asked.clear()
+    again = run_mer_unibench(tiny(), methods, tmp_path / "data", tmp_path / "out", extractor=always_joy, progress=False)
+    again = again.set_index(["method", "set"])  # kept answers, scored anew
+    assert not asked and again.percent["angry", "MER2023"] == 50.0 and again.n_words["angry", "OV-MERD+"] == 1
 
 
 @mer
@@ -612,7 +749,7 @@ def test_the_command_line_runs_mer_unibench(monkeypatch, capsys, tmp_path):
     arguments = ["--benchmark", "mer-unibench", "--data", tmp_path / "data", "--model", random_folder(), "--out", tmp_path / "out"]
     code, said, err = run_cli(monkeypatch, capsys, *arguments, "--method", "none", "--n", 2)
     assert code == 0, err
-    assert "MER2024" in said and "hit rate" in said and "mean of 1 of 9 sets" in said
+    assert "MER2024" in said and "hit rate" in said and "mean of 1 of 9 sets" in said and "bootstrap intervals over clips" in said
     assert (tmp_path / "out" / "scores.csv").is_file()
 
 
@@ -622,8 +759,11 @@ BAD = {
     "no sets": (["--benchmark", "mer-unibench", "--data", "."], "holds no set of MER-UniBench"),
     "seeds": (["--benchmark", "mer-unibench", "--data", ".", "--seeds", "1", "--seeds", "2"], "takes one seed"),
     "greedy seeds": (["--model", "MODEL", "--n", "6", "--seeds", "1", "--seeds", "2"], "At temperature 0 every seed"),
-    "fitted and named": (["--veena", "--method", "vaf"], "--veena fits its methods on the drawn world and asks all of them"),
+    "fitted and named": (["--veena", "--method", "vaf"], "--veena fits its methods and asks all of them: give it without --method"),
     "l_emo alone": (["--l-emo", "3"], "--l-emo goes with --veena"),
+    "pairs alone": (["--pairs", "pairs"], "--pairs goes with --veena"),
+    "no pairs": (["--veena", "--pairs", "gone"], "No table of pairs at gone; expected a CSV file with the columns emotional"),
+    "ranked with pairs": (["--benchmark", "emotic", "--data", ".", "--pairs", "x"], "by a tower in float32: --pairs cannot be"),
     "method": (["--method", "magic"], "There is no method 'magic' that needs no fitting"),
     "number": (["--model", "MODEL", "--n", "0"], "n is 0; at least 6 items"),
 }

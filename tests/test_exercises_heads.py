@@ -102,7 +102,7 @@ def test_a_patch_that_cannot_be_asked_for():
     for layer, head, metric, message in (
         (4, 0, "log mass", "Layer 4 is out of range; this model has layers 0 to 3"),
         (0, 4, "log mass", "Head 4 is out of range"),
-        (0, 0, "hit rate", "metric is 'hit rate'; expected 'log mass' or 'mass'"),
+        (0, 0, "hit rate", "metric is 'hit rate'; expected 'log mass', 'mass', 'log odds'"),
     ):
         with pytest.raises(InputError, match=message):
             exercise.by_hand(0.1, vlm, PAIR, layer, head, metric, words=WORDS)

@@ -1,19 +1,25 @@
 """Flow, knock-outs and patching against autograd by hand, plain hooks, identities and brute force."""
 
 import itertools
+import re
+from dataclasses import replace
 
 import numpy as np
 import oracle
+import pandas as pd
 import pytest
 import tiny_families
 import torch
+from matplotlib.collections import LineCollection
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from tiny_models import picture
 
-from emointerp.emotions import hit_rate
+from emointerp import measures
+from emointerp.directions import Directions
+from emointerp.emotions import Concept, hit_rate
 from emointerp.errors import InputError
-from emointerp.flow import BOTH, PICTURES, REST, ROADS, information_flow, knockouts, patching, saliency, thirds
+from emointerp.flow import BOTH, CONTROLS, PICTURES, REST, ROADS, Patching, information_flow, knockouts, patching, saliency, thirds
 from emointerp.lens import emotion_metrics, emotion_tokens
 from emointerp.models import load
 from emointerp.pairs import Pair, world_pairs
@@ -197,7 +203,7 @@ def test_picture_query_and_last_token_together_are_the_donors_run():
     frame = found.to_frame()
     effect = frame.effect.map(lambda interval: interval.mean)
     assert np.allclose(effect[effect.index.get_level_values("span") == "VQL"], 1, atol=1e-3)
-    assert list(effect["noising", "VQ"].index) == ["early", "middle", "late", 0, 1, 2, 3]
+    assert list(effect["noising", "VQ"].index) == ["shallow", "middle", "deep", 0, 1, 2, 3]
     assert not np.allclose(effect["noising", "VQ"].loc[[1, 2]], 1, atol=1e-2)
     t = found.table.query("direction == 'noising' and span == 'VQ' and stage == 'middle'")
     assert frame.difference["noising", "VQ", "middle"].mean == pytest.approx((t.value - t.receiver).mean())
@@ -227,8 +233,224 @@ def test_figures_of_patching_draw_the_effects():
 
 
 def test_thirds_cover_the_layers():
-    assert thirds(load()) == {"early": (0, 1, 2), "middle": (3, 4, 5), "late": (6, 7)}
-    assert thirds(tiny_families.vlm("qwen2_vl")) == {"early": (0, 1), "middle": (2,), "late": (3,)}
+    assert thirds(load()) == {"shallow": (0, 1, 2), "middle": (3, 4, 5), "deep": (6, 7)}
+    assert thirds(tiny_families.vlm("qwen2_vl")) == {"shallow": (0, 1), "middle": (2,), "deep": (3,)}
+    assert measures.thirds(2) == {"shallow": (0,), "middle": (1,)}
+
+
+# controls of patching
+
+
+def with_patch(vlm, receiver, donor, layers, span: str, emotion: str) -> float:
+    """The log mass at a prompt's end with another prompt's residual stream at a span, by plain hooks."""
+    kept, where = oracle.caches(vlm, donor), list(receiver.positions([span]))
+    edits = [SetResidual(layer, kept["residual", layer][where], where) for layer in layers]
+    return log_mass(vlm, oracle.logits(vlm, receiver, edits), emotion)
+
+
+@families
+def test_controls_are_transplants_from_other_pictures_beside_this_event(family):
+    """Of three pairs of two emotions, pair 1's only other emotions are 0 and 2, and pairs 0 and 2 are each other's same one."""
+    vlm, (first, second) = tiny_families.vlm(family), some_pairs()
+    pairs = [first, second, Pair(*(picture(seed)[:48, :64] for seed in (8, 9)), first.event, "up")]
+    found = patching(vlm, pairs, stages={"middle": (1, 2), 3: [3]}, **quiet)
+    rows = found.table.set_index(["pair", "direction", "span", "stage"])
+    emotional, neutral = prompts_of(vlm, first)
+
+    def beside(image, pair=first):
+        return vlm.prompt(image, pair.event, answer="I felt")
+
+    for span, name in (("V", "visual"), ("L", "last")):
+        at = (0, "denoising", span, "middle")
+        expected = with_patch(vlm, neutral, beside(second.emotional), (1, 2), name, "up")
+        assert rows.other_emotion[at] == pytest.approx(expected, abs=5e-4)
+        calm = [with_patch(vlm, neutral, beside(p.neutral), (1, 2), name, "up") for p in pairs[1:]]
+        assert np.abs(np.array(calm) - rows.other_picture[at]).min() < 5e-4
+        expected = with_patch(vlm, emotional, beside(pairs[2].emotional), (1, 2), name, "up")
+        assert rows.other_picture[0, "noising", span, "middle"] == pytest.approx(expected, abs=5e-4)
+        own = (rows.value[at], rows.receiver[at])
+        assert min(abs(rows.other_emotion[at] - value) for value in own) > 1e-3  # it is neither the transplant nor nothing
+    assert rows.xs("noising", level="direction").other_emotion.isna().all()
+    assert rows.loc[1].xs("noising").other_picture.isna().all()  # no other picture of this emotion
+    left = found.to_frame().loc["denoising", "L", 3]
+    values = rows.xs(("denoising", "L", 3), level=("direction", "span", "stage"))
+    moved = (values.other_emotion - values.receiver).mean() / (values.donor - values.receiver).mean()
+    assert left.other_emotion.mean == pytest.approx(moved) and left.other_emotion.n == 3
+
+
+def made(gap: float, values: dict[str, list[list[float]]], direction: str = "denoising") -> pd.DataFrame:
+    """A table of pairs from 0 to `gap`, with the metric [stage, pair] of the transplant and of each control."""
+    frames = [
+        pd.DataFrame(
+            {"pair": range(len(some)), "stage": stage, "value": some, "layers": "0"} | {c: v[stage] for c, v in values.items()}
+        )
+        for stage, some in enumerate(values["value"])
+    ]
+    return pd.concat(frames, ignore_index=True).assign(direction=direction, span="L", receiver=0.0, donor=gap)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_transplant_is_held_against_the_control_that_does_more(sign):
+    rng = np.random.default_rng(0)
+    value, weak, strong = rng.normal([[4.0], [0.9]], 1, (2, 10)), rng.normal(0, 1, (2, 10)), rng.normal([[1.5], [1.2]], 1, (2, 10))
+    weak[:, 7] = np.nan
+    values = {name: (sign * some).tolist() for name, some in (("value", value), ("other_emotion", weak), ("other_picture", strong))}
+    frame = Patching(made(4.0 * sign, values), "mass").to_frame().loc["denoising", "L"]
+    kept = [i for i in range(10) if i != 7]
+    assert [i.mean for i in frame.other_emotion] == pytest.approx((weak[:, kept].mean(1) / 4).tolist())
+    assert [i.n for i in frame.other_emotion] == [9, 9] and [i.n for i in frame.beyond] == [10, 10]
+    assert [i.mean for i in frame.beyond] == pytest.approx(((value - strong).mean(1) / 4).tolist())
+    assert frame.beyond[0].low > 0 > frame.beyond[1].low
+
+    def exact(less):
+        """max-T over all 2 ** 10 flips, written out."""
+        t = np.array([np.array(signs) @ less.T for signs in itertools.product((1, -1), repeat=10)]) / np.sqrt((less**2).sum(1))
+        return (t.max(1)[:, None] >= t[0] - 1e-12).mean(0)
+
+    both = [exact(np.nan_to_num(value - control)) for control in (weak, strong)]
+    np.testing.assert_allclose(frame.p, np.max(both, 0), atol=0.015)
+    assert frame.p[0] < 0.05 < frame.p[1]
+
+
+def test_where_there_is_no_control_nothing_is_said_of_one():
+    values = {"value": [[1.0, 2.0, 3.0]], "other_picture": [[np.nan, np.nan, 0.5]], "other_emotion": [[np.nan] * 3]}
+    row = Patching(made(4.0, values), "mass").to_frame().iloc[0]
+    assert row.effect.mean == pytest.approx(0.5) and row.other_emotion.n == 0 and np.isnan(row.p)
+    assert row.beyond.mean == pytest.approx(2.5 / 4) and row.beyond.n == 1
+
+
+def test_controls_can_be_left_out_or_chosen():
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs()
+    options = {"stages": {3: [3]}, **quiet}
+    whole, bare = patching(vlm, pairs, **options), patching(vlm, pairs, controls=(), **options)
+    assert list(bare.to_frame()) == ["effect", "difference"] and "other_picture" not in bare.table
+    pd.testing.assert_frame_equal(bare.table, whole.table[list(bare.table)], atol=1e-5)
+    one = patching(vlm, pairs, controls=["other_emotion"], **options).table
+    pd.testing.assert_frame_equal(one, whole.table[list(one)], atol=1e-5)
+    assert "other_picture" not in one and len(bare.plot().axes) == 2
+    with pytest.raises(InputError, match="controls name 'random'; expected some of 'other_emotion', 'other_picture'"):
+        patching(vlm, pairs, controls=["random"], **options)
+
+
+def test_a_control_is_the_same_in_a_smaller_batch_of_the_same_pairs():
+    vlm = tiny_families.vlm("llava_clip")
+    pairs = [Pair(*(picture(2 * i + k)[:48, :64] for k in range(2)), EVENT, ("up", "down")[i % 2]) for i in range(6)]
+    options = {"stages": {2: [2]}, "spans": {"L": "last"}, **quiet}
+    whole, few = (patching(vlm, some, others=pairs, **options).table for some in (pairs, pairs[2:4]))
+    pd.testing.assert_frame_equal(few.assign(pair=few.pair + 2), whole[whole.pair.isin([2, 3])].reset_index(drop=True), atol=1e-5)
+    seeds = [patching(vlm, pairs, seed=seed, **options).table.other_picture.tolist() for seed in range(3)]
+    assert seeds[0] != seeds[1] or seeds[0] != seeds[2]
+
+
+def test_pictures_that_are_the_same_or_lie_elsewhere_are_no_controls():
+    vlm, (first, second) = tiny_families.vlm("qwen2_vl"), some_pairs()
+    elsewhere = Pair(picture(5)[:32, :96], picture(6)[:32, :96], second.event, "down")
+    assert len(vlm.prompt(elsewhere.emotional, EVENT)) == len(vlm.prompt(first.emotional, EVENT))
+    same = Pair(first.neutral, first.emotional, EVENT, "down")
+    found = patching(vlm, [first, second], stages={1: [1]}, others=[first, elsewhere, same], **quiet).table
+    assert found[found.pair == 0][["other_emotion", "other_picture"]].isna().all(axis=None)
+    assert found[(found.pair == 1) & (found.direction == "denoising")].notna().all(axis=None)
+
+
+def test_where_the_event_says_the_emotion_another_picture_is_no_other_emotion():
+    vlm, (first, second) = tiny_families.vlm("llava_clip"), some_pairs()
+    told = Pair(
+        first.emotional,
+        first.neutral,
+        "My uncle cleaned the old boat again.",
+        "up",
+        neutral_event="My friend cleaned the old boat again.",
+    )
+    found = patching(vlm, [told, second], stages={1: [1], 3: [3]}, **quiet).table.query("pair == 0 and direction == 'denoising'")
+    assert found.other_emotion.isna().all()
+    neutral, other = (vlm.prompt(p.neutral, told.neutral_event, answer="I felt") for p in (told, second))
+    expected = with_patch(vlm, neutral, other, [1], "visual", "up")
+    assert found.set_index(["span", "stage"]).other_picture["V", 1] == pytest.approx(expected, abs=5e-4)
+
+
+def test_figures_of_patching_draw_the_controls():
+    vlm = tiny_families.vlm("llava_clip")
+    found = patching(vlm, some_pairs(), **quiet)
+    figure, frame = found.plot(), found.to_frame()
+    across = [some for some in figure.axes[0].collections if isinstance(some, LineCollection) and some.get_linestyle()[0][1]]
+    heights = [[line[0][1] for line in some.get_segments()] for some in across]
+    expected = [
+        [i.mean for i in frame.loc["denoising", span][c].iloc[:3]] for span in "VQL" for c in ("other_emotion", "other_picture")
+    ]
+    np.testing.assert_allclose(heights, expected)
+    dashed = [line.get_ydata() for line in figure.axes[1].get_lines() if line.get_linestyle() in ("--", ":")]
+    singles = [
+        [i.mean for i in frame.loc["denoising", span][c].loc[[0, 1, 2, 3]]]
+        for span in "VQL"
+        for c in ("other_emotion", "other_picture")
+    ]
+    np.testing.assert_allclose(dashed, singles)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == list(CONTROLS.values())
+
+
+# restoration and concepts of one's own
+
+
+def test_restoration_is_the_cosine_at_l_emo():
+    vlm, pairs = tiny_families.vlm("qwen2_vl"), some_pairs()
+    vectors = torch.randn((2, 4, vlm.anatomy.d_model), generator=torch.Generator().manual_seed(0))
+    S, options = Directions(("up", "down"), vectors, (1, 1)), {"layer": 2, "progress": False}
+    found = patching(vlm, pairs, "restoration", directions=S, **options)
+    assert found.metric == "restoration" and found.table.stage.unique().tolist() == ["shallow", "middle", 0, 1, 2]
+    emotional, neutral = prompts_of(vlm, pairs[1])
+    kept = oracle.caches(vlm, emotional)
+
+    def cosine(prompt, edits=()):
+        with oracle.hooked(vlm, edits, prompt):
+            h, s = oracle.caches(vlm, prompt)["residual", 2][-1].double(), S["down", 2].double()
+        return float(h @ s / h.norm() / s.norm())
+
+    mine = found.table.query("pair == 1 and direction == 'denoising'").set_index(["span", "stage"])
+    for span, name, layers, stage in (("V", "visual", (0, 1), "shallow"), ("Q", "query", [1], 1), ("L", "last", [2], 2)):
+        where = list(neutral.positions([name]))
+        edits = [SetResidual(layer, kept["residual", layer][where], where) for layer in layers]
+        assert mine.value[span, stage] == pytest.approx(cosine(neutral, edits), abs=1e-4)
+    assert (mine.donor.iloc[0], mine.receiver.iloc[0]) == pytest.approx((cosine(emotional), cosine(neutral)), abs=1e-5)
+    assert mine.value["L", 2] == pytest.approx(mine.donor.iloc[0], abs=1e-5)
+
+    cut = knockouts(vlm, pairs, "restoration", width=1, directions=S, **options).table
+    edits = [ScaleAttention(1, 0.0, [emotional.last], list(emotional.visual))]
+    cut = cut[cut.pair == 1].set_index(["road", "start"])
+    assert cut.value["V->L", 1] == pytest.approx(cosine(emotional, edits), abs=1e-4)
+    assert abs(cut.value["V->L", 1] - cut.baseline["V->L", 1]) > 1e-3
+    assert cut.value["V->L", 3] == pytest.approx(cut.baseline["V->L", 3], abs=1e-6)  # nothing later is read
+
+
+WEATHER = {"sharp": ("spike", "anxious"), "plain": ("day", "exactly")}
+CONCEPT = Concept("ends", tuple(WEATHER), WEATHER)
+
+
+def counted(story: str, label: str) -> float:
+    """By hand: does the story hold one of the label's words, in the singular or plural?"""
+    words = re.findall("[a-z]+", story.lower())
+    return float(any(word in words or f"{word}s" in words for word in WEATHER[label]))
+
+
+def test_stories_are_counted_by_the_words_of_ones_own():
+    vlm, options = load(), {"wheels": CONCEPT, "max_new_tokens": 40, "progress": False}
+    pairs = [replace(p, emotion=label) for p, label in zip(world_pairs("test", 2, seed=3), WEATHER, strict=True)]
+    told = [[vlm.generate(p, max_new_tokens=40) for p in prompts_of(vlm, pair, "")] for pair in pairs]
+    hits = [[counted(story, pair.emotion) for story in stories] for pair, stories in zip(pairs, told, strict=True)]
+    assert hits == [[1, 0], [0, 1]]  # the words are such that both sides of both pairs are told apart
+    found = patching(vlm, pairs, "hit rate", stages={0: [0]}, spans={"all": "all"}, controls=(), **options).table
+    for i, (emotional, neutral) in enumerate(hits):
+        mine = found[found.pair == i].set_index("direction")
+        assert (mine.receiver["denoising"], mine.value["denoising"]) == (neutral, emotional)
+        assert (mine.receiver["noising"], mine.value["noising"]) == (emotional, neutral)
+    cut = knockouts(vlm, pairs, "hit rate", width=8, **options).table.set_index(["pair", "road"])
+    assert [cut.baseline[i, "V->L"] for i in range(2)] == [emotional for emotional, _ in hits]
+    for i, pair in enumerate(pairs):
+        prompt = prompts_of(vlm, pair, "")[0]
+        edits = [ScaleAttention(layer, 0.0, ("last", "answer"), "visual") for layer in range(8)]
+        blind = vlm.tokenizer.decode(oracle.tokens(vlm, prompt, edits, 40), skip_special_tokens=True)
+        assert cut.value[i, "V->L"] == counted(blind, pair.emotion)
+    with pytest.raises(InputError, match=r"unknown emotion 'sharp'.*give wheels=Concept\(name, labels, words\)"):
+        knockouts(vlm, pairs, "hit rate", width=8, progress=False)
 
 
 # the bundled model
@@ -353,11 +575,16 @@ def three_values(logits: torch.Tensor) -> torch.Tensor:
     [
         (lambda vlm, pairs: information_flow(vlm, pairs[:1], **quiet), "1 pairs came; two or more are needed"),
         (lambda vlm, pairs: knockouts(vlm, [], "hit rate", **quiet), "0 pairs came"),
-        (lambda vlm, pairs: information_flow(vlm, pairs, "hit rate"), "metric is 'hit rate'; expected 'log mass' or 'mass'"),
+        (
+            lambda vlm, pairs: information_flow(vlm, pairs, "hit rate"),
+            "metric is 'hit rate'; expected 'log mass', 'mass', 'log odds'",
+        ),
         (lambda vlm, pairs: patching(vlm, pairs, words={"up": ["uncle"]}), "Pairs show down; there are words of up"),
         (lambda vlm, pairs: knockouts(vlm, pairs, width=5, **quiet), "5 layers wide; this model has 4, so expected 1 to 4"),
         (lambda vlm, pairs: patching(vlm, pairs, stages={"deep": [3, 4]}, **quiet), "Layer 4 is out of range"),
         (lambda vlm, pairs: patching(vlm, pairs, stages={"none": []}, **quiet), "No layers are named"),
+        (lambda vlm, pairs: patching(vlm, pairs, "restoration", layer=2), "For restoration, directions S are needed"),
+        (lambda vlm, pairs: knockouts(vlm, pairs, "sadness"), "metric is 'sadness'; expected 'log mass', .*'restoration'"),
         (lambda vlm, pairs: knockouts(vlm, pairs, three_values), r"'three_values' gives \[3\] values a run; expected one"),
     ],
 )

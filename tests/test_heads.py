@@ -1,6 +1,8 @@
 """Heads against plain hooks, autograd by hand, TransformerLens, closed forms and simulations of nothing at all."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -13,7 +15,7 @@ from tiny_models import picture
 
 from emointerp import heads
 from emointerp.directions import Directions
-from emointerp.emotions import hit_rate
+from emointerp.emotions import Concept, hit_rate
 from emointerp.errors import InputError
 from emointerp.heads import (
     HeadMap,
@@ -171,6 +173,55 @@ def test_a_story_is_told_with_the_donors_head_from_the_last_token_on():
         assert [mine.receiver.iloc[0], mine.donor.iloc[0]] == own
 
 
+OWN = {"sharp": ("spike", "anxious"), "plain": ("day", "exactly")}
+CONCEPT = Concept("ends", tuple(OWN), OWN)
+
+
+def counted(story: str, label: str) -> float:
+    """By hand: does the story hold one of the label's words, in the singular or plural?"""
+    words = re.findall("[a-z]+", story.lower())
+    return float(any(word in words or f"{word}s" in words for word in OWN[label]))
+
+
+def test_stories_are_counted_by_the_words_of_ones_own():
+    vlm, options = load(), {"metric": "hit rate", "max_new_tokens": 40, "wheels": CONCEPT, "progress": False}
+    pairs = [replace(p, emotion=label) for p, label in zip(world_pairs("test", 2, seed=3), OWN, strict=True)]
+    mapped, checked = head_map(vlm, pairs, layers=[6], **options).table, check_heads(vlm, pairs, [(6, 5)], sets=1, **options).table
+    for i, pair in enumerate(pairs):
+        emotional, neutral = twin_prompts(vlm, pair)
+        own = [counted(vlm.generate(p, max_new_tokens=40), pair.emotion) for p in (emotional, neutral)]
+        assert own == [[1, 0], [0, 1]][i]  # the words are such that both sides of both pairs are told apart
+        mine = mapped[mapped.pair == i].set_index(["layer", "head"])
+        assert [mine.donor.iloc[0], mine.receiver.iloc[0]] == own
+        z = z_of(vlm, oracle.caches(vlm, emotional), 6, 5)[-1]
+        edits = [SetHead(6, 5, z, ("last", "answer"))]
+        told = counted(vlm.tokenizer.decode(oracle.tokens(vlm, neutral, edits, 40), skip_special_tokens=True), pair.emotion)
+        rows = checked[(checked.pair == i) & (checked.set == 0)].set_index("check")
+        assert mine.value[6, 5] == rows.value["restoration"] == told
+        assert [rows.own["mean-ablation"], rows.own["restoration"]] == own == [rows.goal["restoration"], rows.goal["mean-ablation"]]
+    for method in (head_map, lambda *args, **named: check_heads(*args, [(6, 5)], **named)):
+        with pytest.raises(InputError, match=r"unknown emotion 'sharp'.*give wheels=Concept\(name, labels, words\)"):
+            method(vlm, pairs, metric="hit rate", progress=False)
+
+
+def test_a_check_is_not_gone_on_with_by_other_wheels(tmp_path):
+    vlm, file, runs = tiny_families.vlm("llava_clip"), tmp_path / "check.jsonl", []
+    options = {"heads": [(2, 3)], "sets": 1, "metric": "hit rate", "max_new_tokens": 2, "file": file, "progress": False}
+    pairs = [replace(pair, emotion=label) for pair, label in zip(some_pairs(), OWN, strict=True)]
+    runs = [check_heads(vlm, pairs, wheels=wheels, **options) for wheels in (CONCEPT, [CONCEPT])]
+    pd.testing.assert_frame_equal(runs[0].table, runs[1].table)
+    other = Concept("ends", tuple(OWN), OWN | {"plain": ("night",)})
+    with pytest.raises(InputError, match=r'begun with other settings: wheels was \[\["ends", .*Name another file'):
+        check_heads(vlm, pairs, wheels=other, **options)
+    joyful = [replace(pair, emotion="joy") for pair in pairs]
+    options["file"] = tmp_path / "built_in.jsonl"
+    first = check_heads(vlm, joyful, **options)
+    settings, *rows = options["file"].read_text().splitlines(keepends=True)
+    before = {name: value for name, value in json.loads(settings).items() if name != "wheels"}
+    options["file"].write_text(json.dumps(before) + "\n" + "".join(rows))  # as it was before there was a choice of wheels
+    pd.testing.assert_frame_equal(check_heads(vlm, joyful, **options).table, first.table)
+
+
 # what a map says
 
 
@@ -307,10 +358,10 @@ def test_middle_against_deep_by_exchanging_heads():
     means = np.hstack([all_alike, one, all_alike])
     picked = scored(np.ones((6, 12)), 0.1, seed=1, shape=(3, 4))
     found = specificity(picked, scored(means, 0.3, shape=(3, 4)), draws=999)
-    assert found.stages.index.tolist() == ["early", "middle", "deep"] and found.stages.heads.tolist() == [4, 4, 4]
+    assert found.stages.index.tolist() == ["shallow", "middle", "deep"] and found.stages.heads.tolist() == [4, 4, 4]
     assert found.stages.specificity["middle"].low > 0.5 > 0.1 > found.stages.specificity["deep"].high
     assert found.p == pytest.approx(2 / 70, abs=1e-3)  # of the 70 ways to part eight heads, two are as far apart
-    assert [found.table.stage[layer, 0] for layer in range(3)] == ["early", "middle", "deep"]
+    assert [found.table.stage[layer, 0] for layer in range(3)] == ["shallow", "middle", "deep"]
     named = specificity(picked, scored(means, 0.3, shape=(3, 4)), draws=200, stages={"low": [0, 1], "top": [2]})
     assert named.stages.heads.tolist() == [8, 4]
     left, right = found.plot().axes
@@ -600,7 +651,7 @@ def test_few_heads_of_the_bundled_model_restore_the_feeling():
         (lambda vlm, pairs: head_map(vlm, pairs[:1], **quiet), "1 pairs came; two or more are needed"),
         (
             lambda vlm, pairs: head_map(vlm, pairs, metric="cosine"),
-            "metric is 'cosine'; expected 'log mass', 'mass', 'restoration', ",
+            "metric is 'cosine'; expected 'log mass', 'mass', 'log odds', 'restoration', ",
         ),
         (
             lambda vlm, pairs: head_map(vlm, pairs, direction="both", **quiet),

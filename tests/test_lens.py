@@ -14,8 +14,9 @@ from emointerp import lens, widgets
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
 from emointerp.exercises import lens as exercise
-from emointerp.lens import emergence, emotion_tokens, head_writes, logit_lens, value_vectors, words_of
+from emointerp.lens import emergence, emotion_metrics, emotion_tokens, head_writes, logit_lens, value_vectors, words_of
 from emointerp.models import bridge, load
+from emointerp.pairs import Pair
 from emointerp.tracing import collect
 from emointerp.world import sample
 
@@ -151,6 +152,25 @@ def test_emergence_is_the_lens_of_each_picture_beside_its_twin():
     assert drawn["the pictured emotion"][-1] == pytest.approx(means.pictured[last].mean)
 
 
+def test_emergence_takes_pairs_and_words_of_ones_own():
+    """Labels are not emotions, the two sides are two pictures and two events, and batches cut between pairs."""
+    vlm = tiny_families.vlm("qwen2_vl")
+    pictures, event = [picture(i)[:48, :64] for i in range(6)], "My uncle cleaned the old boat again."
+    pairs = [
+        Pair(*pictures[2 * i : 2 * i + 2], EVENT, ("up", "down", "up")[i], neutral_event=(event, None)[i % 2]) for i in range(3)
+    ]
+    words = {label: iter(some) for label, some in WORDS.items()}  # what can be read once only
+    found = emergence(vlm, pairs, "I saw", batch=2, progress=False, words=words).table
+    for i, pair in enumerate(pairs):
+        frame, twin = (logit_lens(vlm, vlm.prompt(*side, answer="I saw"), WORDS).to_frame() for side in (pair.plus, pair.minus))
+        rows, other = found[found.picture == i], {"up": "down", "down": "up"}[pair.emotion]
+        assert np.allclose(rows.pictured, frame[pair.emotion], atol=1e-5) and np.allclose(rows.others, frame[other], atol=1e-5)
+        assert np.allclose(rows.twin, twin[pair.emotion], atol=1e-5)
+        assert list(rows.leads) == list(frame[pair.emotion] > frame[other])
+    with pytest.raises(InputError, match="Picture 1 shows 'down'; expected one of up. Give `words` for others"):
+        emergence(vlm, pairs, progress=False, words={"up": ["uncle"]})
+
+
 def test_emergence_needs_pictures_of_an_emotion():
     with pytest.raises(InputError, match="Picture 0 shows 'neutral'; expected one of anger"):
         emergence(load(), sample("test", 1, emotions=("neutral",)), progress=False)
@@ -240,6 +260,17 @@ def test_moving_the_layer_changes_colours_and_the_table(panel):
     panel.controls["show"].value = "emotion mass"
 
 
+def test_the_panel_shows_labels_of_ones_own():
+    vlm, words = tiny_families.vlm("llava_clip"), {label: iter(some) for label, some in WORDS.items()}
+    panel = widgets.lens(vlm, {"one": picture(0)[:48, :64], "two": picture(1)[:48, :64]}, EVENT, words=words)
+    assert panel.controls["show"].options == ("emotion mass", "up", "down", "entropy")
+    panel.controls["picture"].value, panel.controls["show"].value, panel.controls["layer"].value = "two", "down", 1
+    read = logit_lens(vlm, vlm.prompt(picture(1)[:48, :64], EVENT, answer="I felt"), WORDS)
+    mass = read.mass[..., 1]
+    visual = list(read.prompt.visual)
+    assert np.allclose(panel.grid.values, mass[1, visual] / mass[:, visual].max(), atol=1e-5)
+
+
 def test_clicking_a_patch_or_a_token_reads_it(panel):
     panel.grid.selected = 10
     token = panel.lens.prompt.visual[10]
@@ -301,3 +332,21 @@ def test_exercises_say_what_is_wrong():
     assert exercise.times_likelier(np.exp(difference), vlm, prompt, "afraid", "happy")
     for answer, said in ((None, "still None"), (difference, "A logit is the logarithm"), (np.exp(-difference), "other word over")):
         assert said in exercise.times_likelier(answer, vlm, prompt, "afraid", "happy").message
+
+
+@pytest.mark.parametrize("kind", ["log mass", "mass", "log odds"])
+def test_emotion_metrics_are_of_the_summed_probability(kind):
+    """Against the softmax in double precision, with a mass that is nearly all there is."""
+    vlm = tiny_families.vlm("llava_clip")
+    ids = emotion_tokens(vlm, WORDS).groupby("emotion").id.apply(list)
+    logits = torch.randn(3, vlm.anatomy.vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[2, ids["up"]] += 30
+    mass = logits.double().softmax(-1)[:, ids["up"]].sum(-1)
+    rest = logits.double().softmax(-1)[:, [i for i in range(logits.shape[1]) if i not in ids["up"]]].sum(-1)
+    expected = {"log mass": mass.log(), "mass": mass, "log odds": mass.log() - rest.log()}[kind]
+    assert torch.allclose(emotion_metrics(vlm, WORDS, kind)["up"](logits).double(), expected, atol=1e-4)
+
+
+def test_an_unknown_kind_of_mass_is_refused():
+    with pytest.raises(InputError, match="kind is 'odds'; expected 'log mass', 'mass', 'log odds'"):
+        emotion_metrics(tiny_families.vlm("llava_clip"), WORDS, "odds")

@@ -5,16 +5,28 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import bootstrap, permutation_test
 from sklearn.metrics import f1_score
 
-from emointerp.emotions import read_mer_unibench_wheels, wheels
+from emointerp.emotions import extract, f_s, hit_rate, read_mer_unibench_wheels, wheels
 from emointerp.errors import InputError
-from emointerp.evaluation.mer_unibench import SETS, benchmark_table, folders, frame, layout_of, read, score_set
+from emointerp.evaluation.mer_unibench import (
+    SETS,
+    benchmark_table,
+    compared_table,
+    folders,
+    frame,
+    layout_of,
+    read,
+    score_clips,
+    score_set,
+)
 
 # rows in test, metric, label file, video folder, transcripts, text column; typed off the benchmark's code a second time
 NINE = {
@@ -529,7 +541,7 @@ def test_the_mean_over_nine_sets():
     answers = {name: right if name in ("MELD", "CH-SIMS", "OV-MERD+") else wrong for name in SETS}
     scores = [score_set(name, answers[name], gold[SETS[name].metric]) for name in reversed(SETS)]
     table = benchmark_table(scores)
-    assert table.columns.tolist() == ["set", "metric", "percent", "n", "skipped"]
+    assert table.columns.tolist()[:5] == ["set", "metric", "percent", "n", "skipped"]
     assert table["set"].tolist() == [*SETS, "mean of nine sets"]
     assert table.percent.tolist()[:-1] == [100.0 if name in ("MELD", "CH-SIMS", "OV-MERD+") else 0.0 for name in SETS]
     assert table.percent.iloc[-1] == pytest.approx(300 / 9) and table.n.iloc[-1] == 18
@@ -539,6 +551,167 @@ def test_the_mean_over_nine_sets():
         benchmark_table([scores[0], scores[0]])
     with pytest.raises(InputError, match="got none"):
         benchmark_table([])
+
+
+# intervals, differences and harms
+
+WORDS = {"happy": "I was glad.", "sad": "I was sad.", "angry": "I was angry.", "": "It was a usual day."}
+BOTH = "I was glad and sad."
+
+
+def drawn_answers(name, n, seed):
+    """Golds of a set, and two methods' answers of single words, both or none, the second more often right."""
+    rng = np.random.default_rng(seed)
+    kind = SETS[name].metric
+    if kind == "WAF":
+        gold = [float(v) for v in rng.choice([1.5, -2.0, -0.5, 0.0], n)]
+        right = ["I was glad." if g > 0 else "I was sad." for g in gold]
+    else:
+        words = [str(w) for w in rng.choice(["happy", "sad", "angry", "neutral"], n)]
+        right = [WORDS.get(w, WORDS[""]) for w in words]
+        gold = words if kind == "hit rate" else [(w,) if w == "neutral" else (w, "surprised") for w in words]
+    others = [*WORDS.values(), BOTH]
+    methods = [[r if rng.random() < p else others[rng.integers(5)] for r in right] for p in (0.3, 0.6)]
+    return gold, *methods
+
+
+def waf(gold, said):
+    kept = [(g > 0, "glad" in s and s != BOTH) for g, s in zip(gold, said, strict=True) if g]
+    return 100 * f1_score(*zip(*kept, strict=True), average="weighted")
+
+
+def compared(name, gold, none, mine):
+    scores = [[score_clips(name, said, gold)] for said in (none, mine)]
+    table = compared_table({"none": [scores[0]], "mine": [scores[1]]})
+    return table[table["set"] == name].set_index("method")
+
+
+def test_the_hit_rates_interval_and_p_are_scipys_and_the_closed_form():
+    gold, none, mine = drawn_answers("MER2023", 80, 0)
+    table = compared("MER2023", gold, none, mine)
+    counted = [i for i, g in enumerate(gold) if g != "neutral"]
+    hits = {name: 100 * np.array([hit_rate(said[i], gold[i]) for i in counted]) for name, said in (("none", none), ("mine", mine))}
+    for method, values in [*hits.items(), ("gain", hits["mine"] - hits["none"])]:
+        seen = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
+        columns = ["difference", "difference_low", "difference_high"] if method == "gain" else ["percent", "low", "high"]
+        row = table.loc["mine" if method == "gain" else method, columns]
+        assert row.tolist() == pytest.approx([values.mean(), *seen], abs=1.8)  # one clip of 60 is 1.7
+    p = permutation_test((hits["mine"], hits["none"]), lambda a, b: (a - b).mean(), permutation_type="samples", rng=1).pvalue
+    assert table.p["mine"] == pytest.approx(p, abs=0.005) and np.isnan(table.p["none"])
+    five = compared("MER2023", ["happy"] * 5, [WORDS[""]] * 5, [WORDS["happy"]] * 5)
+    assert five.p["mine"] == pytest.approx(2 / 2**5, abs=0.01)  # all signs alike, both ways
+
+
+def test_wafs_interval_is_that_of_scikit_learn_on_resampled_rows_and_its_p_that_of_exchanged_answers():
+    gold, none, mine = drawn_answers("CMU-MOSI", 60, 1)
+    row = compared("CMU-MOSI", gold, none, mine).loc["mine"]
+    kept = [i for i, g in enumerate(gold) if g]
+    rng = np.random.default_rng(5)
+    both = np.array([
+        [waf([gold[i] for i in some], [said[i] for i in some]) for said in (none, mine)]
+        for some in rng.choice(kept, (600, len(kept)))
+    ])  # fmt: skip
+    assert row.percent == waf(gold, mine) and row.difference == pytest.approx(waf(gold, mine) - waf(gold, none))
+    assert [row.low, row.high] == pytest.approx(np.quantile(both[:, 1], [0.025, 0.975]), abs=2.5)
+    gains = np.quantile(both[:, 1] - both[:, 0], [0.025, 0.975])
+    assert [row.difference_low, row.difference_high] == pytest.approx(gains, abs=3)
+    some = kept[:8]  # few enough for all 2**8 exchanges
+    g, a, b = ([of[i] for i in some] for of in (gold, none, mine))
+    sides = list(product(*([(x, y), (y, x)] for x, y in zip(a, b, strict=True))))
+    null = [abs(waf(g, [y for _, y in one]) - waf(g, [x for x, _ in one])) for one in sides]
+    seen = abs(waf(g, b) - waf(g, a))
+    assert compared("CMU-MOSI", g, a, b).p["mine"] == pytest.approx(np.mean(np.array(null) >= seen - 1e-9), abs=0.02)
+
+
+def test_f_s_is_computed_anew_in_each_resample():
+    gold, none, mine = drawn_answers("OV-MERD+", 40, 2)
+    row = compared("OV-MERD+", gold, none, mine).loc["mine"]
+    kept = [i for i, g in enumerate(gold) if g != ("neutral",)]
+    words = [[w.lemma for w in extract(said)] for said in mine]
+    rng = np.random.default_rng(6)
+    drawn = [100 * f_s([words[i] for i in some], [gold[i] for i in some]).f for some in rng.choice(kept, (160, len(kept)))]
+    whole = f_s(words, gold)
+    assert [row.percent, row.precision, row.f] == pytest.approx([100 * whole.f, 100 * whole.precision, 100 * whole.f])
+    assert [row.low, row.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=4)
+
+
+def test_what_stands_beside_the_score_by_hand():
+    gold = ["happy", "sad", "angry", "neutral", "Neutral"]
+    row = score_set("MER2023", [BOTH, "I was sad, so sad.", WORDS[""], WORDS[""], "I was glad."], gold)
+    # glad and sad of happy: precision 1/2, F 2/3; two words twice; the third names nothing, one of two neutral ones a feeling
+    assert [row.precision, row.f, row.n_words] == pytest.approx([100 * (0.5 + 1 + 0) / 3, 100 * (2 / 3 + 1 + 0) / 3, 4 / 3])
+    assert (row.neutral, row.false_emotion, row.n, row.skipped) == (2, 50, 3, 2)
+    assert row.clips[["clip", "counted", "n_words", "false_emotion"]].values.tolist()[-1] == ["4", False, 1, 1]
+    glad = score_set("CMU-MOSI", ["I was glad."] * 4, [1.0, 2.0, -1.0, 0.0])
+    # all told positive: precision 2/3 of the positive and 0 of the negative, with supports 2 and 1
+    assert glad.precision == pytest.approx(100 * (2 * 2 / 3 + 0) / 3) and glad.f == glad.percent and glad.neutral == 0
+    assert np.isnan(glad.false_emotion) and np.isnan(glad.false_low)
+    assert score_set("OV-MERD+", ["I was glad.", "I was glad."], [("happy",), ("neutral",)]).false_emotion == 100
+
+
+def test_the_rule_of_three_where_all_clips_are_alike():
+    score = score_set("MELD", ["I was glad."] * 30, ["joy"] * 30)
+    assert [score.percent, score.low, score.high] == pytest.approx([100, 90, 100])
+    alike = compared("MELD", ["joy"] * 30, ["I was glad."] * 30, ["I was glad."] * 30).loc["mine"]
+    assert [alike.difference, alike.difference_low, alike.difference_high, alike.p] == pytest.approx([0, -10, 10, 1])
+
+
+def test_the_means_interval_is_drawn_within_sets():
+    """The variance of a mean of independent means: the root of the sum of their variances, over their number."""
+    runs, errors = {"none": [[]], "mine": [[]]}, []
+    for i, (name, n) in enumerate({"MER2023": 150, "MER2024": 90, "MELD": 60}.items()):
+        gold, *said = drawn_answers(name, n, 10 + i)
+        for run, answers in zip(runs.values(), said, strict=True):
+            run[0].append(score_clips(name, answers, gold))
+        hits = run[0][-1].clips.score[run[0][-1].clips.counted] - runs["none"][0][-1].clips.score[run[0][-1].clips.counted]
+        errors.append(100 * hits.std(ddof=0) / np.sqrt(len(hits)))
+    row = compared_table(runs).iloc[-1]
+    assert row["set"] == "mean of 3 of 9 sets" and np.isnan(row.p_holm) and row.p < 0.01
+    width = 2 * 1.96 * np.sqrt((np.array(errors) ** 2).sum()) / 3
+    assert row.difference_high - row.difference_low == pytest.approx(width, rel=0.08)
+    table = compared_table(runs).iloc[4:7]
+    order = np.argsort(table.p.to_numpy())
+    stepped = np.maximum.accumulate(table.p.to_numpy()[order] * [3, 2, 1])
+    assert table.p_holm.to_numpy()[order] == pytest.approx(np.minimum(1, stepped))  # Holm over the method's sets
+
+
+def test_seeds_are_averaged_within_clips():
+    """Two seeds that asked the same of every clip are no more clips; seeds may have asked different ones."""
+    gold, none, mine = drawn_answers("MER2023", 40, 3)
+    one, two = (score_clips("MER2023", said, gold) for said in (none, mine))
+    single, doubled = (compared_table({"none": [[one]] * k, "mine": [[two]] * k}) for k in (1, 2))
+    pd.testing.assert_frame_equal(single, doubled)
+    halves = ((0, 24), (16, 40))
+    parts = [
+        [[score_clips("MER2023", said[a:b], gold[a:b], clips=map(str, range(a, b)))] for a, b in halves] for said in (none, mine)
+    ]
+    apart = compared_table(dict(zip(("none", "mine"), parts, strict=True)))
+    assert apart.percent[2] == pytest.approx(np.mean([run[0].percent for run in parts[1]]))
+    assert apart.n[0] == single.n[0] and apart.difference_low[2] < apart.difference[2] < apart.difference_high[2]
+
+
+def test_what_cannot_be_compared_is_refused():
+    gold, none, mine = drawn_answers("MER2023", 12, 4)
+    one, few = score_clips("MER2023", none, gold), score_clips("MER2023", mine[:8], gold[:8])
+    with pytest.raises(InputError, match="MER2023: the methods were asked about different clips"):
+        compared_table({"none": [[one]], "mine": [[few]]})
+    with pytest.raises(InputError, match="Among the methods mine is no 'none', which all are compared with"):
+        compared_table({"mine": [[one]]})
+    with pytest.raises(InputError, match="Every method needs scores of the same sets"):
+        compared_table({"none": [[one]], "mine": [[score_clips("MELD", ["x"], ["joy"])]]})
+    with pytest.raises(InputError, match="1 answers are no texts: row 1: None. Give a str each"):
+        score_set("MELD", iter(["x", None]), ["joy", "joy"])  # what comes of an iterator is not looked at before
+
+
+def test_an_extractor_is_asked_once_an_answer():
+    asked = []
+
+    def last_word(text, wheels):
+        return [asked.append(text) or text.split()[-1]]
+
+    for name, gold in (("MER2023", "happy"), ("CMU-MOSI", 1.0), ("OV-MERD+", ("happy",))):
+        assert score_clips(name, ["sad happy", "so sad"], [gold] * 2, extractor=last_word).clips.n_words.tolist() == [1, 1]
+    assert asked == ["sad happy", "so sad"] * 3
 
 
 def test_messages_list_a_dozen_names_and_count_the_others(tmp_path):

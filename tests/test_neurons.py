@@ -8,16 +8,28 @@ import torch
 from scipy.stats import false_discovery_control
 from tiny_models import picture
 
+import emointerp
 from emointerp.circuit import Head
 from emointerp.directions import Directions
+from emointerp.emotions import hit_rate
 from emointerp.errors import InputError
 from emointerp.lens import emotion_tokens
 from emointerp.models import load
-from emointerp.neurons import NeuronScores, feeders, naming, neuron_scores, patched, state_neurons, trigger_neurons, written
+from emointerp.neurons import (
+    NeuronScores,
+    check_neurons,
+    feeders,
+    naming,
+    neuron_scores,
+    patched,
+    state_neurons,
+    trigger_neurons,
+    written,
+)
 from emointerp.pairs import Pair, twin_prompts, world_pairs
 from emointerp.sources import source_tokens, value_path
 from emointerp.statistics import sign_flips
-from emointerp.tracing import Metric, SetHead, SetNeurons, projection
+from emointerp.tracing import Metric, SetHead, SetNeurons, generate, projection
 
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
 families = pytest.mark.parametrize("family", tiny_families.NAMES)
@@ -191,6 +203,22 @@ def test_scores_are_differences_times_mean_gradients(family):
     assert [mean[at] for at in found.top(5)] == sorted(mean.flatten().tolist(), reverse=True)[:5]
 
 
+@pytest.mark.parametrize(("slope", "run"), [("donor", 0), ("receiver", 1)])
+@pytest.mark.parametrize("head", [None, HEAD])
+def test_the_slope_of_one_run_is_the_gradient_there(head, slope, run):
+    """ "receiver" is the neutral twin's, of which methods' `(m+ - m-) * dM/dm` is made; "both" is the mean of the two."""
+    family, tokens = "qwen2_vl", "query" if head else "last"
+    vlm, pairs = tiny_families.vlm(family), some_pairs()
+    found = neuron_scores(vlm, pairs, head, tokens, slope=slope, **quiet)
+    prompts, layers = twin_prompts(vlm, pairs[1], "I felt"), head[0] if head else LAST + 1
+    hand, at = ByHand(family, prompts[run], "down"), list(prompts[0].span(tokens))
+    m = [hand.m[i] for i in range(layers)]
+    gradient = (through(hand, head, m) if head else hand.slope(hand.metric, m))[:, at]
+    close(found.scores[1], (differences(family, prompts, at)[:layers] * gradient.numpy()).sum(1), rtol=1e-2)
+    both = [neuron_scores(vlm, pairs, head, tokens, slope=name, **quiet).scores for name in ("donor", "receiver", "both")]
+    close(both[2], (both[0] + both[1]) / 2, rtol=1e-2)
+
+
 def through(hand: ByHand, head: tuple[int, int], m: list) -> torch.Tensor:
     """dM/dz of a head at the last token, taken as a constant, and the gradient of its product with z: what goes by no other way."""
     z, d = hand.z[head[0]], hand.vlm.anatomy.d_head
@@ -296,13 +324,16 @@ def test_feeders_are_heads_whose_change_reaches_the_neuron(family):
     plus, minus = (oracle.caches(vlm, prompt) for prompt in prompts)
     for tokens in (None, [14, 15]) if family == "llava_clip" else (None,):
         found, t = feeders(vlm, pairs, neuron, tokens, **quiet), -1 if tokens is None else 15
-        slope = 0
+        slopes = []
         for hand in (ByHand(family, prompt, "down") for prompt in prompts):
             m = hand.m[2]
             g = torch.autograd.grad(hand.metric, m, retain_graph=True)[0][0, t, 11]
-            slope = slope + hand.slope(m[0, t, 11] * g, [hand.z[i] for i in range(3)])[:, t] / 2
+            slopes.append(hand.slope(m[0, t, 11] * g, [hand.z[i] for i in range(3)])[:, t])
         moved = torch.stack([plus["heads", i][t] - minus["heads", i][t] for i in range(3)])
-        close(found.scores[1], (moved * slope).view(3, -1, d).sum(-1), rtol=2e-2)
+        close(found.scores[1], (moved * sum(slopes) / 2).view(3, -1, d).sum(-1), rtol=2e-2)
+        if family == "llava_clip":
+            one = feeders(vlm, pairs, neuron, tokens, slope="receiver", **quiet).scores[1]
+            close(one, (moved * slopes[1]).view(3, -1, d).sum(-1), rtol=2e-2)
     frame, mean = found.to_frame(flips=100), found.scores.mean(0)
     assert frame.score.iloc[0].mean == pytest.approx(mean.max()) and len(frame) == mean.size
     assert [(e.source, e.target) for e in found.edges([(1, 2), (3, 0)])] == [("L1H2", "L2N11")]
@@ -374,6 +405,27 @@ def test_tables_become_parts_edges_and_figures():
     assert [float(line.get_xdata()[0]) for line in filled] == pytest.approx([i.mean for i in table.exact])
 
 
+def test_state_neurons_along_the_text():
+    """`at="query"` scans and patches all tokens between the picture and the last one."""
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs()
+    found = state_neurons(vlm, pairs, at="query", k=3, flips=50, **quiet)
+    scores = neuron_scores(vlm, pairs, sources="query", **quiet)
+    prompts = twin_prompts(vlm, pairs[1], "I felt")
+    assert scores.tokens[1] == tuple(range(prompts[0].visual[-1] + 1, prompts[0].last)) and len(scores.tokens[1]) > 5
+    hands, q = [ByHand("llava_clip", prompt, "down") for prompt in prompts], list(scores.tokens[1])
+    slope = sum(hand.slope(hand.metric, [hand.m[i] for i in range(LAST + 1)])[:, q] for hand in hands) / 2
+    close(scores.scores[1], (differences("llava_clip", prompts, q) * slope.numpy()).sum(1), rtol=1e-2)
+    assert list(zip(found.table.layer, found.table.neuron, strict=True)) == scores.top(3)
+    layer, n = scores.top(1)[0]
+    edit = SetNeurons(layer, [n], oracle.caches(vlm, prompts[0])["neurons", layer][q][:, [n]], "query")
+    values = [float(log_mass(vlm, oracle.logits(vlm, prompts[1], some).double(), "down")) for some in ((edit,), ())]
+    exact = patched(vlm, pairs, [(layer, n)], tokens="query", **quiet)
+    assert exact[1, 0] == pytest.approx(values[0] - values[1], abs=3e-4)
+    assert found.table.exact[0].mean == pytest.approx(exact.mean(), abs=1e-5)
+    assert (found.table.span == "Q").all() and (state_neurons(vlm, pairs, k=3, flips=50, **quiet).table.span == "L").all()
+    assert {part.position for part in found.parts(1.0)} <= {"query"}
+
+
 def test_p_values_are_corrected_over_all_that_are_listed_and_words_follow_the_sign():
     vlm, pairs = tiny_families.vlm("llava_clip"), world_like(12)
     found = state_neurons(vlm, pairs, k=6, flips=300, **quiet)
@@ -396,6 +448,104 @@ def world_like(n: int) -> list[Pair]:
     return [Pair(picture(2 * i)[:48, :64], picture(2 * i + 1)[:48, :64], "I ate soup.", ("up", "down")[i % 2]) for i in range(n)]
 
 
+# the function check
+
+
+@pytest.mark.parametrize("family", ["llava_clip", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("donors", ["neutral", "others"])
+def test_the_check_is_ablation_and_restoration_by_plain_hooks(family, donors):
+    vlm, pairs, tested = tiny_families.vlm(family), world_like(4), [(2, 31), (1, 0), (2, 7)]
+    found = check_neurons(vlm, pairs, tested, sets=5, donors=donors, **quiet)
+    prompts = [twin_prompts(vlm, pair, "I felt") for pair in pairs]
+    kept = [[oracle.caches(vlm, prompt) for prompt in both] for both in prompts]
+    pool = [kept[j][1] for j in range(1, 4)] if donors == "neutral" else [kept[j][0] for j in (1, 3)]
+    mine = found.table[found.table.pair == 0].set_index(["check", "set"])
+    for i in (0, 2):
+        some = found.sets.neurons[i]
+
+        def value(prompt, given, some=some):
+            edits = [SetNeurons(layer, [n], given["neurons", layer][-1:, n]) for layer, n in some]
+            return float(log_mass(vlm, oracle.logits(vlm, prompt, edits), "up"))
+
+        mean = {key: torch.stack([run[key][-1:] for run in pool]).mean(0) for key in pool[0] if key[0] == "neurons"}
+        assert mine.value["mean-ablation", i] == pytest.approx(value(prompts[0][0], mean), abs=1e-5)
+        assert mine.value["restoration", i] == pytest.approx(value(prompts[0][1], kept[0][0]), abs=1e-5)
+        possible = [value(prompts[0][0], run) for run in pool]  # of one donor all neurons, not of each another
+        assert np.abs(np.array(possible) - mine.value["resample-ablation", i]).min() < 1e-5
+    ends = [float(log_mass(vlm, oracle.logits(vlm, prompt), "up")) for prompt in prompts[0]]
+    assert mine.loc["restoration", ["goal", "own"]].iloc[0].tolist() == pytest.approx(ends, abs=1e-5)
+    assert found.sets.neurons[0] == ((1, 0), (2, 7), (2, 31)) and len(found.sets) == 6
+    assert all(sorted(layer for layer, _ in some) == [1, 2, 2] and len(set(some)) == 3 for some in found.sets.neurons)
+
+
+@pytest.mark.parametrize("tokens", ["visual", [12, 13, 14]], ids=["a span", "one a pair"])
+def test_the_check_at_other_tokens_takes_each_pairs_own(tokens):
+    vlm, pairs = tiny_families.vlm("llava_clip"), world_like(3)
+    found = check_neurons(vlm, pairs, [(1, 2)], sets=2, tokens=tokens, **quiet)
+    prompts = [twin_prompts(vlm, pair, "I felt") for pair in pairs]
+    at = [list(p[0].visual) if tokens == "visual" else [t] for p, t in zip(prompts, (12, 13, 14), strict=True)]
+    values = [oracle.caches(vlm, both[1])["neurons", 1][some, 2] for both, some in zip(prompts, at, strict=True)]
+    mean = torch.cat(values[1:]).mean()[None]
+    own = oracle.caches(vlm, prompts[0][0])["neurons", 1][at[0]][:, [2]]
+    mine = found.table.query("pair == 0 and set == 0").set_index("check").value
+    for name, prompt, given in (("mean-ablation", prompts[0][0], mean), ("restoration", prompts[0][1], own)):
+        expected = log_mass(vlm, oracle.logits(vlm, prompt, [SetNeurons(1, [2], given, tuple(at[0]))]), "up")
+        assert mine[name] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_random_sets_are_as_loud_and_the_table_says_how_loud():
+    vlm, pairs, tested = tiny_families.vlm("llava_clip"), some_pairs(), ((1, 4), (2, 9), (2, 30))
+    found = check_neurons(vlm, pairs, tested, sets=40, near=6, **quiet)
+    seen = [oracle.caches(vlm, twin_prompts(vlm, pair, "I felt")[0]) for pair in pairs]
+    layers = [layer.mlp.down_proj.weight.detach().norm(dim=0) for layer in vlm.model.model.language_model.layers]
+    loud = {i: torch.stack([run["neurons", i][-1].abs() for run in seen]).mean(0) * layers[i] for i in (1, 2)}
+    for some, norm in zip(found.sets.neurons, found.sets.norm, strict=True):
+        assert norm == pytest.approx(np.mean([float(loud[layer][n]) for layer, n in some]), rel=1e-4)
+        assert tuple(layer for layer, _ in some) == (1, 2, 2)
+    nearest = (loud[1] - loud[1][4]).abs().argsort()[:6].tolist()
+    assert {some[0][1] for some in found.sets.neurons} == set(nearest)
+    alone = check_neurons(vlm, pairs, [(1, 4)], sets=60, **quiet)  # there are 47 others; all of them are drawn
+    assert {some[0][1] for some in alone.sets.neurons} == set(range(48)) and alone.to_frame().sets.tolist() == [47] * 3
+    frame, table = found.to_frame(), found.table[found.table.check == "restoration"]
+    moved = table.assign(moved=table.value - table.own, gap=table.goal - table.own).groupby("set")[["moved", "gap"]].mean()
+    shares = (moved.moved / moved.gap).to_numpy()
+    assert frame.effect["restoration"].mean == pytest.approx(shares[0]) and (frame.sets == 40).all()
+    assert frame.p["restoration"] == (1 + (shares[1:] >= shares[0]).sum()) / 41
+    assert frame.norm["restoration"] == pytest.approx(found.sets.norm[1:].mean() / found.sets.norm[0])
+    assert found.plot().axes[2].get_lines()[0].get_xdata()[0] == pytest.approx(shares[0])
+
+
+def test_a_check_is_kept_and_goes_on_with_the_same_settings_only(tmp_path):
+    vlm, pairs, file = tiny_families.vlm("llava_clip"), world_like(4), tmp_path / "check.jsonl"
+    options = {"neurons": [(2, 3), (1, 0)], "sets": 3, "file": file, **quiet}
+    whole = emointerp.check_neurons(vlm, pairs, **options)
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 5
+    file.write_text("".join(lines[:3]) + lines[3][:20])  # as an interruption may leave it
+    assert check_neurons(vlm, pairs, **options).table.equals(whole.table)
+    for other, said in (
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"tokens": "visual"}, "positions was"),
+        ({"neurons": [(2, 4)]}, "sets"),
+    ):
+        with pytest.raises(InputError, match=f"begun with other settings: .*{said}"):
+            check_neurons(vlm, pairs, **options | other)
+
+
+def test_the_check_of_a_story():
+    vlm, pairs = load(), world_pairs("test", 2, seed=3)
+    options = {"sets": 1, "metric": "hit rate", "max_new_tokens": 8, "progress": False}
+    found = check_neurons(vlm, pairs, [(6, 5), (6, 40)], **options)
+    (plus, minus), other = twin_prompts(vlm, pairs[0]), twin_prompts(vlm, pairs[1])[1]
+    mine = found.table.query("pair == 0 and set == 0").set_index("check").value
+    for check, prompt, donor in (("mean-ablation", plus, other), ("restoration", minus, plus)):
+        value = oracle.caches(vlm, donor)["neurons", 6][-1, [5, 40]]
+        told = generate(vlm, prompt, [SetNeurons(6, [5, 40], value, ("last", "answer"))], max_new_tokens=8)
+        assert mine[check] == hit_rate(told, pairs[0].emotion)
+    with pytest.raises(InputError, match="metric='hit rate' neurons are set from the last token on; leave out tokens='visual'"):
+        check_neurons(vlm, pairs, [(6, 5)], tokens="visual", **options)
+
+
 # what is refused
 
 
@@ -409,6 +559,18 @@ def world_like(n: int) -> list[Pair]:
         (lambda vlm, pairs: neuron_scores(vlm, pairs, (0, 1), **quiet), "L0H1 is in the first layer; no neurons lie below it"),
         (lambda vlm, pairs: trigger_neurons(vlm, pairs, [(0, 1)], **quiet), "All heads are in the first layer"),
         (lambda vlm, pairs: trigger_neurons(vlm, pairs, [HEAD], at="sky", **quiet), "at is 'sky'; expected 'source' or 'visual'"),
+        (lambda vlm, pairs: state_neurons(vlm, pairs, at="visual", **quiet), "at is 'visual'; expected 'last' or 'query'"),
+        (lambda vlm, pairs: neuron_scores(vlm, pairs, slope="mean", **quiet), "slope is 'mean'; expected 'both', 'donor', 'rec"),
+        (lambda vlm, pairs: neuron_scores(vlm, pairs, HEAD, "sky", **quiet), "sources is 'sky'; expected Sources, or one of 'vis"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [], **quiet), r"There are no neurons; expected \(layer, neuron\) pairs"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 48)], **quiet), r"no neuron \(0, 48\); .* has neurons 0 to 47"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], near=1, **quiet), "near is 1; expected 2 or more neurons of a lay"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(2, n) for n in range(30)], apart=True, **quiet),
+         "30 of layer 2's 48 neurons are tested, so too few others are left .* test fewer, or leave `apart` False"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(2, n) for n in range(48)], **quiet), "48 of layer 2's 48 neurons are t"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], tokens="sky", **quiet), "sky"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], tokens=[3], **quiet), "1 source tokens for 2 pairs; find them"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], donors="all", **quiet), "donors is 'all'; expected 'neutral' or"),
         (lambda vlm, pairs: patched(vlm, pairs, [(0, 48)], **quiet), r"no neuron \(0, 48\); .* has neurons 0 to 47"),
         (lambda vlm, pairs: patched(vlm, pairs, [(0, 4)], None, [3], **quiet), "1 source tokens for 2 pairs; find them"),
         (lambda vlm, pairs: feeders(vlm, pairs, (0, 4), [3, 999], **quiet), "Position 999 is outside this prompt"),

@@ -20,6 +20,7 @@ from planted import (
     GENERAL,
     HEADS,
     LAYERS,
+    NEURONS,
     ONE,
     PLANTED,
     PRIMARY,
@@ -42,7 +43,7 @@ from emointerp.faithfulness import completeness, faithfulness, minimality
 from emointerp.heads import HeadMap, attribution_map, check_heads, head_map, intention, specificity
 from emointerp.lens import emotion_metrics, emotion_tokens
 from emointerp.models import Prompt
-from emointerp.neurons import neuron_scores, patched, state_neurons, trigger_neurons
+from emointerp.neurons import check_neurons, neuron_scores, patched, state_neurons, trigger_neurons
 from emointerp.pairs import Pair, check
 from emointerp.steering import differences
 from emointerp.tracing import Edit, SetHead, SetNeurons, collect, patch, sweep
@@ -398,6 +399,25 @@ def test_trigger_neurons_are_found_for_the_head_that_they_wake(vlm, selection, h
     assert {(edge.source, edge.target) for edge in found.edges()} >= {("L1N19", "L3H4"), ("V", "L1N19"), ("L1N26", "L4H3")}
 
 
+@pytest.mark.parametrize(("role", "tokens", "n"), [("state", None, 12), ("trigger", "visual", 6)])
+def test_planted_neurons_are_enough_and_needed_beyond_random_sets(vlm, held_out, role, tokens, n):
+    """All together they do all of the work, and no neurons of their layers that write as much or more do any of it."""
+    found = check_neurons(vlm, held_out[:n], role_of(role), sets=20, tokens=tokens, apart=True, **QUIET).to_frame()
+    assert (found.p == 1 / 21).all() and (found.random.abs() < 0.01).all() and (found.random_95 < 0.01).all()
+    assert [effect.mean for effect in found.effect] == pytest.approx([1.0] * 3, abs=0.03)
+    assert (found.norm > 1).all() and (found.overlap == 0).all()
+
+
+def test_decoy_neurons_are_not_taken_for_the_circuit(vlm, runs, held_out):
+    """The loudest of the state neurons' layer; and the triggers at the last token, where they are not on: neither beats random."""
+    lengths, states = vlm.model.model.language_model.layers[7].mlp.down_proj.weight.norm(dim=0).detach(), role_of("state")
+    loud = {(7, k): np.mean([float(run.seen["neurons", 7][-1, k].abs() * lengths[k]) for run in runs]) for k in range(NEURONS)}
+    loudest = sorted(set(loud) - states, key=loud.get)[-12:]
+    for decoys in (loudest, role_of("trigger")):
+        found = check_neurons(vlm, held_out[:12], decoys, sets=40, **QUIET).to_frame()
+        assert (found.p > 0.05).all() and max(abs(effect.mean) for effect in found.effect) < 0.01
+
+
 def test_the_slope_beside_the_neutral_twin_alone_would_miss_the_triggers(vlm, selection):
     """By autograd beside the twin, as plain attribution patching has it: nothing, or of the wrong sign; patched, they do much."""
     afraid = [pair for pair in selection if pair.emotion == "fear"][:4]
@@ -410,6 +430,8 @@ def test_the_slope_beside_the_neutral_twin_alone_would_miss_the_triggers(vlm, se
         guess.append([float(product[0, :, n].sum()) for _, n in neurons])
     exact = patched(vlm, afraid, neurons, tokens="visual", noising=True, **QUIET)
     assert np.max(guess) < 0.05 and exact.min() > 1
+    plain = neuron_scores(vlm, afraid, None, "visual", slope="receiver", **QUIET)
+    assert [plain.scores[:, *at] for at in neurons] == [pytest.approx(some, abs=1e-4) for some in np.array(guess).T]
     both = neuron_scores(vlm, afraid, PRIMARY, "visual", **QUIET)
     assert set(both.top(2)) == set(neurons)
 

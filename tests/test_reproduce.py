@@ -597,14 +597,28 @@ def test_a_copy_of_the_benchmark_takes_the_place_of_the_drawn_sets(whole_run, tm
     with pytest.warns(UserWarning, match="MER2023"):
         result = mending.measure(task)
     table = result.tables["benchmark"]
-    assert set(table.seed) == {0, 1} and {"none", "VEENA"} <= set(table.method) and "answers" not in result.tables
+    assert {"none", "VEENA"} <= set(table.method) and "answers" not in result.tables
+    by_seed, clips = result.tables["seeds"], result.tables["clips"]
+    assert set(by_seed.seed) == {0, 1} and len(clips) == 2 * 2 * table.method.nunique()
     asked = [
         json.loads(file.read_text())["settings"]["decoding"] for file in (tmp_path / "parts").glob("benchmark-*/settings.json")
     ]
     assert [(one["max_new_tokens"], one["batch"], one["temperature"]) for one in asked] == [(TINIEST.tokens, 5, 0.7)] * 2
     chapter = mending.chapter(task, result)
-    none = table[(table.method == "none") & (table["set"] == f"mean of 1 of {len(SETS)} sets")].percent
-    assert chapter.found["baseline"] == f"{none.mean():.1f} ({none.min():.1f} to {none.max():.1f} over seeds), mean of 1 of 9 sets"
+    none = by_seed.percent[by_seed.method == "none"]
+    row = table[(table.method == "none") & (table["set"] == f"mean of 1 of {len(SETS)} sets")].iloc[0]
+    assert row.percent == pytest.approx(none.mean()) == pytest.approx(100 * clips.score[clips.method == "none"].mean())
+    said = f"{row.percent:.1f} [{row.low:.1f}, {row.high:.1f}] ({none.min():.1f} to {none.max():.1f} over seeds)"
+    assert chapter.found["baseline"] == f"{said}, mean of 1 of 9 sets"
+    names = [name for name, _ in chapter.blocks]
+    assert names[1:] == ["MER-UniBench: mean of 1 of 9 sets", "MER-UniBench: MER2023"] and "over clips" in chapter.blocks[1][1]
+    mine = table[(table.method == "VEENA") & (table["set"] == row["set"])].iloc[0]
+    assert chapter.results["gained"][row["set"]]["difference"] == mine.difference == pytest.approx(mine.percent - row.percent)
+    json.dumps(chapter.results, allow_nan=False)
+    Steps(tmp_path / "kept").write("08-veena", {}, result, 1.0)
+    kept = Steps(tmp_path / "kept").read("08-veena", {})
+    pd.testing.assert_frame_equal(kept.tables["benchmark"], table, check_dtype=False)
+    assert mending.chapter(task, kept).found == chapter.found
 
 
 def test_a_copy_is_known_by_its_labels_and_by_names_and_sizes_of_its_clips(tmp_path):

@@ -1,14 +1,17 @@
 """Intervals, tests and corrections against closed forms, scipy and simulations of the null."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from scipy.stats import bootstrap
 
 from emointerp.errors import InputError
 from emointerp.statistics import (
+    Interval,
     against_random,
     benjamini_hochberg,
+    flat,
     flips_by_group,
     holm,
     mean_interval,
@@ -163,3 +166,18 @@ def test_flips_by_group_find_what_works_in_one_group_and_keep_their_level():
     assert found.index.tolist() == ["all", "a", "b"] and found.loc["a", 0] == pytest.approx(3 * 2 / 1024, rel=0.3)
     one_sided = flips_by_group(-steady, list(10 * "a" + 10 * "b"), 10_000, "greater")
     assert one_sided.loc["a", 0] == 1.0  # of the other sign
+
+
+def test_a_table_of_intervals_becomes_one_of_numbers(tmp_path):
+    index = pd.MultiIndex.from_tuples([(0, 1), (0, 2), (3, 1)], names=["layer", "head"])
+    cells = [Interval(0.2, 0.1, 0.3, 4), Interval(0.5, 0.4, 0.7, 5), None]
+    frame = pd.DataFrame({"effect": cells, "p": [0.1, 0.2, 0.3], "kind": ["a", "b", "c"]}, index=index)
+    table = flat(frame)
+    assert list(table) == ["effect", "effect_low", "effect_high", "effect_n", "p", "kind"] and table.index.equals(index)
+    assert table.effect.tolist()[:2] == [0.2, 0.5] and np.isnan(table.effect.iloc[2]) and table.effect_high.max() == 0.7
+    assert table.query("effect > 0.3").index.tolist() == [(0, 2)] and table.sort_values("effect").effect_n.iloc[0] == 4
+    table.to_parquet(tmp_path / "flat.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "flat.parquet"), table)
+    wide = flat(frame[["effect", "p"]].head(2).unstack("head"))
+    assert "effect 1_low" in wide and wide["effect 2"].tolist() == [0.5] and wide["p 1"].tolist() == [0.1]
+    assert frame.effect.head(2).astype(float).sum() == 0.7 and max(cells[:2]) is cells[1]

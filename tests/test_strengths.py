@@ -1,22 +1,28 @@
 """Strengths chosen by one rule, worked by hand on canned answers; the controls; the tuning pairs."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import tiny_families
 from tiny_models import picture
 
+from emointerp.circuit import Circuit, Head
 from emointerp.emotions import named
 from emointerp.errors import InputError
 from emointerp.evaluation import conflict_pairs, harness, strengths
 from emointerp.evaluation.items import CONFLICT, Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.strengths import amplified, by_label, by_prediction, contest, random_like, tuned
+from emointerp.heads.maps import LOOKING
 from emointerp.models import load
 from emointerp.pairs import Pair
 from emointerp.start_here import conflict_intensities
+from emointerp.steering import Steering
 from emointerp.tracing import generate
-from emointerp.veena import Veena, adaptive
+from emointerp.veena import Veena, adaptive, on
 from emointerp.world.splits import split_of
 
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
@@ -114,6 +120,24 @@ def test_amplified_asks_with_the_edits_of_the_value():
     assert told == [generate(vlm, prompt, edits, max_new_tokens=5) for prompt, edits in zip(prompts, each, strict=True)]
 
 
+def test_amplified_by_step_asks_while_veena_is_on_and_leaves_nothing_behind():
+    """Rows told together are those of `vlm.generate` one by one under `veena.on`; afterwards the model is as it was."""
+    vlm = tiny_families.vlm("qwen2_vl")
+    value = Veena([(0, 1)], [(2, 2), (3, 0)], [(1, 4)], beta=50.0, gamma=8.0, l_emo=1)
+    some = [Item("test", picture(i)[:48, :64], text, "joy") for i, text in enumerate(("It rained.", "I ate soup at home."))]
+    prompts, short = [item.prompt(vlm) for item in some], Decoding(max_new_tokens=8)
+    plain = generate(vlm, prompts, max_new_tokens=8)
+    method = amplified(value, adaptive="step", words=WORDS)
+    with on(vlm, value, adaptive="step", words=WORDS):
+        one_by_one = [vlm.generate(prompt, max_new_tokens=8) for prompt in prompts]
+    told = method.answers(vlm, some, short)
+    assert told == one_by_one != plain and generate(vlm, prompts, max_new_tokens=8) == plain
+    kinds = [amplified(value, adaptive=how, words=WORDS).settings["adaptive"] for how in (False, True, "prompt", "step")]
+    assert kinds == [False, True, True, "step"] and method.settings["veena"] == asdict(value) and method.settings["words"] == WORDS
+    with pytest.raises(InputError, match=r"adaptive is 'always'; expected False, 'prompt' \(or True\) or 'step'"):
+        amplified(value, adaptive="always")
+
+
 def test_a_veena_for_each_emotion_by_prediction_and_by_label(monkeypatch):
     """Answers are those of the edits that the prediction or the label names; with a shift those of the next emotion."""
     vlm = tiny_families.vlm("llava_clip")
@@ -150,6 +174,90 @@ def test_tuning_pairs_contradict_the_picture_and_leave_the_twin_alone():
         assert pair.emotion == pair.emotional.emotion and low <= pair.emotional.intensity <= high
         assert pair.neutral == pair.emotional.neutral() and pair.minus[1] == pair.neutral_event != pair.event
         assert not named(pair.event) and not named(pair.neutral_event)
+
+
+def test_the_contest_takes_pairs_of_ones_own_for_each_part(monkeypatch):
+    """Each part goes where it belongs: by what heads are chosen, on what strengths, on what S; the drawn world's by default."""
+    asked = {}
+
+    def noted(name, give):
+        return lambda vlm, pairs, *rest, **options: asked.setdefault(name, []).append(list(pairs)) or give
+
+    found = Circuit("m", "r", (Head(2, 1, 0.5, 0.01),), pairs=(), events=("It was number 0.", "Other."))
+    monkeypatch.setattr(strengths, "amplification_map", noted("amplified", SimpleNamespace(direction=LOOKING)))
+    monkeypatch.setattr(strengths, "head_map", noted("patched", SimpleNamespace(direction="denoising")))
+    monkeypatch.setattr(strengths.veena, "find_circuit", noted("circuit", found))
+    monkeypatch.setattr(strengths, "steering_vectors", noted("S", None))
+    monkeypatch.setattr(strengths, "_by_emotion", lambda *_: {})
+    monkeypatch.setattr(strengths, "world_pairs", lambda split, n: [split] * n)
+    monkeypatch.setattr(strengths, "conflict_pairs", lambda vlm, n, seed=5, split="tuning": some_pairs(n))
+    monkeypatch.setattr(
+        strengths, "rivals", lambda vlm, S, l_emo, tuning: asked.setdefault("rivals", []).append(list(tuning)) or []
+    )
+    fits = []
+    value = Veena(downstream=[(2, 1)], beta=2.0, l_emo=1)
+    fitted = SimpleNamespace(veena=value)
+    monkeypatch.setattr(strengths.veena, "fit", lambda vlm, c, tuning, *_, **__: fits.append((c, list(tuning))) or fitted)
+    monkeypatch.setattr(strengths, "oracle_steering", lambda *_: says("oracle", 0, 0))
+    monkeypatch.setattr(strengths, "check_disjoint", lambda a, b: None)
+    vlm, mine, others = tiny_families.vlm("llava_clip"), some_pairs(3), some_pairs(5)[3:]
+    plain = [replace(pair, neutral_event=None) for pair in mine]
+
+    with pytest.warns(UserWarning, match=r"1 events stand in selection and in tuning pairs \('It was number 0.', …\)"):
+        names = [m.name for m in contest(vlm, 1, selection=mine, tuning=[*others, mine[0]], progress=False)]
+    assert asked["amplified"] == asked["S"] == [mine] and asked["circuit"] == [mine] * 2 and "VEENA, heads by patching" in names
+    assert asked["rivals"] == [[*others, mine[0]]] and [t for _, t in fits] == [[*others, mine[0]]] * 2
+    assert all(c.events == () and c.heads == found.heads for c, _ in fits)
+
+    asked.clear(), fits.clear()
+    names = [m.name for m in contest(vlm, 1, selection=plain, tuning=others, direction=mine, progress=False)]
+    assert asked["patched"] == [plain] and asked["S"] == [mine] and "amplified" not in asked and len(fits) == 1
+    assert "VEENA, heads by patching" not in names and fits[0][0] is found  # no events are shared
+
+    asked.clear(), fits.clear()
+    with pytest.warns(UserWarning, match="events stand in selection"):
+        contest(vlm, 1, n=4, progress=False)
+    assert asked["S"] == [["direction"] * 120] and len(asked["amplified"][0]) == len(fits[0][1]) == 4
+
+
+def test_what_a_contest_cannot_be_fitted_on_is_refused(monkeypatch):
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs(6)
+    with pytest.raises(InputError, match="tuning has 1 pairs; two or more are needed"):
+        contest(vlm, 1, selection=pairs[:3], tuning=pairs[3:4])
+    with pytest.raises(InputError, match="2 emotional pictures stand in both sets; take pairs of different splits"):
+        contest(vlm, 1, selection=pairs[:4], tuning=pairs[2:])
+    monkeypatch.setattr(strengths, "_looks", lambda *_: None)
+    monkeypatch.setattr(strengths.veena, "find_circuit", lambda *_, **__: Circuit("m", "r", (), pairs=()))
+    with pytest.raises(InputError, match="no head and no neuron passes its test: nothing to amplify"):
+        contest(vlm, 1, selection=pairs[:3], tuning=pairs[3:])
+
+
+@pytest.mark.parametrize(("clean", "hit", "found"), [({1: 0.5, 2: 0.25}, {}, 1), ({}, {2: 0.25}, 2), ({}, {}, None)])
+def test_l_emo_is_the_layer_whose_push_gains_most_by_clean_stories_or_else_by_hits(monkeypatch, clean, hit, found):
+    """Of all layers but the last; on pairs whose emotion has a direction; what gains is written by hand."""
+    asked = []
+
+    def steered(vlm, pairs, directions, layers, alphas, **options):
+        asked.append(([pair.emotion for pair in pairs], layers))
+        cells = [(i, layer, alpha) for i in range(len(pairs)) for layer in layers for alpha in alphas]
+        table = pd.DataFrame(cells, columns=["pair", "layer", "alpha"]).assign(direction="S", draw=0)
+        for name, gains in (("clean", clean), ("hit", hit)):
+            table[name] = table.layer.map(gains).fillna(0.0)
+            table[f"{name}_before"], table[f"{name}_goal"] = 0.0, 1.0
+        return Steering(table, ("joy",))
+
+    monkeypatch.setattr(strengths, "steer", steered)
+    monkeypatch.setattr(strengths, "steering_vectors", lambda *_, **__: SimpleNamespace(emotions=("joy",)))
+    pairs = [*some_pairs(2), replace(some_pairs(1)[0], emotion="fear"), *some_pairs(2)]
+    ask = partial(strengths.emotional_layer, tiny_families.vlm("llava_clip"), pairs, pairs, most=3)
+    if found is None:
+        with pytest.raises(
+            InputError, match=r"No push after layers 0, 1, 2 makes stories of 3 neutral pictures .* \(l_emo=…, --l-emo"
+        ):
+            ask()
+    else:
+        assert ask() == found
+    assert asked == [(["joy"] * 3, [0, 1, 2])]
 
 
 def test_the_contest_has_the_cure_its_rivals_and_its_controls(monkeypatch):

@@ -194,8 +194,8 @@ def test_training_leaves_threads_and_random_state_alone():
     [
         ({"features": 2, "hidden": 3}, "2 features in 3 dimensions"),
         ({"densities": (0.0, 1.0)}, "expected chances above 0, up to 1"),
-        ({"densities": ()}, "Densities are []"),
-        ({"seeds": 0}, "0 seeds and 2000 steps"),
+        ({"densities": ()}, "densities are an empty list"),
+        ({"seeds": 0}, "seeds is 0; expected a whole number from 1 up"),
         ({"importance": [1.0, 0.5]}, "expected 5 numbers above 0, one a feature"),
         ({"importance": [1.0, 0.5, 0.0, 1.0, 1.0]}, "expected 5 numbers above 0"),
     ],

@@ -678,7 +678,7 @@ def test_it_is_saved_and_comes_back(tmp_path):
         ({"prefill_at": ("visual",)}, "expected some of query, last"),
         ({"prefill_at": ()}, "expected some of query, last"),
         ({"upstream": [(2, 2)], "prefill_at": ("query", "last")}, "L2H2 would be scaled twice at the last token"),
-        ({"l_emo": -1}, "l_emo is -1; expected the number of a layer"),
+        ({"l_emo": -1}, "l_emo is -1; expected a whole number from 0 up"),
     ],
 )
 def test_values_that_mean_nothing(given, message):

@@ -409,6 +409,7 @@ def test_the_panel_says_what_is_wrong_and_lives_on(panel, random_vlm):  # noqa: 
         ({"layer": LAYERS}, "after layer 3, .* a layer from 0 to 2"),
         ({"alpha": 3.5}, "start at alpha 3.5"),
         ({"alphas": (0, 1)}, r"alphas \[0.0, 1.0\] in its grid; expected alphas above 0"),
+        ({"emotion": "joy"}, "emotion is 'joy'; these directions are of fear."),
         ({"alphas": ()}, r"alphas \[\] in its grid"),
     ],
 )
@@ -475,6 +476,11 @@ def test_a_new_event_shows_the_first_words_of_both_stories(panel, random_vlm):  
         assert "the story names" not in html and "perplexity" not in html
     assert story(generate(random_vlm, prompt)) in whole and story(generate(random_vlm, prompt, edits)) in whole
     assert "the story names" in whole and "of the residual stream" in whole and panel.view.value == whole
+
+
+def test_a_panel_starts_with_the_emotion_that_is_asked_for(random_vlm):  # noqa: F811
+    begun = steering(random_vlm, directions("fear", "joy"), {"one": picture(1)}, emotion="joy")
+    assert [story.push.emotion for story in begun.stories[1:]] == ["joy"] and "towards <b>joy</b>" in begun.view.value
 
 
 def test_a_story_is_shown_in_parts_once_and_a_grid_is_not(panel):

@@ -19,16 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from emointerp.emotions import BASIC
+from emointerp.emotions import BASIC, Extractor, extract
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.evaluation.baselines import pai, vaf, vcd
+from emointerp.evaluation.clips import NOTE, shown
 from emointerp.evaluation.emotic import NOT_COMPARABLE, SPLITS, VIEWS, Emotic, Place, published, read_emotic
 from emointerp.evaluation.harness import Run, evaluate
 from emointerp.evaluation.items import SETS, Item, world_items
-from emointerp.evaluation.mer_unibench import Row, benchmark_table, folders, read, score_set
+from emointerp.evaluation.mer_unibench import Row, compared_table, folders, read, score_clips
 from emointerp.evaluation.methods import Decoding, Method, emotion_prompt, none
-from emointerp.evaluation.tables import NONE, RATES, Evaluation
+from emointerp.evaluation.tables import BESIDE, NONE, RATES, Evaluation
 from emointerp.files import alone, whole, writing
 from emointerp.models import VLM, Tower
 from emointerp.pairs import PICTURES
@@ -58,15 +59,30 @@ def run_world(
     *,
     sets: Sequence[str] = SETS,
     n: int = 120,
+    own: Mapping[str, Sequence[Item]] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Methods on sets of the drawn world's test split, `n` items each; `options` as in `evaluate`."""
+    """Methods on sets of the drawn world's test split, `n` items each, after those of your `own`; `options` as in `evaluate`."""
     if n < len(BASIC):
         raise InputError(f"n is {n}; at least {len(BASIC)} items of each set are needed, one an emotion.")
-    return evaluate(vlm, methods, {name: world_items(vlm, name, n) for name in sets}, folder=folder, **options)
+    asked = dict(own or {}) | {name: world_items(vlm, name, n) for name in sets}
+    return evaluate(vlm, methods, asked, folder=folder, **options)
 
 
 def run_mer_unibench(
+    vlm: VLM, methods: Sequence[Method], data: str | Path, folder: str | Path, *, baseline: str = NONE, **options: Any
+) -> pd.DataFrame:
+    """Every set found under `data`, one frame a clip, by each method, beside `baseline`: `compared_table` of `mer_unibench`.
+
+    `options` as in `score_mer_unibench`, which asks.
+    """
+    if baseline not in (names := [method.name for method in methods]):
+        raise InputError(f"Among the methods {', '.join(names)} is no {baseline!r}, which all are compared with; add it.")
+    scores = score_mer_unibench(vlm, methods, data, folder, **options)
+    return compared_table({method: [some] for method, some in scores.items()}, baseline)
+
+
+def score_mer_unibench(
     vlm: VLM,
     methods: Sequence[Method],
     data: str | Path,
@@ -78,20 +94,22 @@ def run_mer_unibench(
     max_new_tokens: int = 64,
     batch: int = 32,
     wheels: WheelsLike = None,
+    extractor: Extractor = extract,
     skip_missing: bool = False,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Every set found under `data`, one frame a clip, by each method: `benchmark_table` with the method before it.
+) -> dict[str, list[pd.Series]]:
+    """For each method the score of every set found under `data`, one frame a clip (`mer_unibench.score_clips`).
 
     The frame is drawn by `seed` and kept in `folder` (JPEG; for all nine sets some gigabytes), so that each video is opened once.
     The model is asked for a story of what was said, as everywhere here: the benchmark asks for emotions outright, so its published
     means are for orientation. `n`: so many clips of each set, drawn by the seed. Answers have at most `max_new_tokens` tokens and
-    are told `batch` at a time. Finished cells are kept as in `evaluate`; a folder with other settings is refused.
+    are told `batch` at a time. Finished cells are kept as in `evaluate`; a folder with other settings is refused. What is kept are
+    answers: they are scored anew by the `wheels` and the `extractor` of each run, and written to clips.csv, a row a clip.
     """
     found = {name: read(place, name, wheels, skip_missing) for name, place in folders(data).items()}
     rows = {name: _some(one.rows, n, seed) for name, one in found.items()}
-    for name, some in rows.items():
-        score_set(name, [""] * len(some), [row.gold for row in some], wheels)  # refuses now what cannot be scored later
+    for name, some in rows.items():  # refuses now what cannot be scored later
+        score_clips(name, [""] * len(some), [row.gold for row in some], wheels)
     frames = Path(folder) / "frames" / f"seed-{seed}"
     total = sum(map(len, rows.values()))
     with alone(Path(folder)):
@@ -99,14 +117,20 @@ def run_mer_unibench(
             sets = {name: [_item(name, row, frames, seed, bar) for row in some] for name, some in rows.items()}
         decoding = Decoding(max_new_tokens, temperature, batch=batch)
         answers = Run.of(vlm, methods, sets, (seed,), decoding).answered(folder, progress)
-    tables = []
-    for method, mine in answers.groupby("method", sort=False):
-        said = {name: some.sort_values("item").answer.tolist() for name, some in mine.groupby("set")}
-        scores = [score_set(name, said[name], [row.gold for row in some], wheels) for name, some in rows.items()]
-        table = benchmark_table(scores)
-        table.insert(0, "method", method)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        scores = {method: _scored(mine, rows, wheels, extractor) for method, mine in answers.groupby("method", sort=False)}
+        each = [s.clips.assign(method=method, set=s["set"]) for method, some in scores.items() for s in some]
+        clips = pd.concat(each).drop(columns="parts").set_index(["method", "set", "clip"])
+        _told(folder, {"clips.csv": clips.to_csv()}, {})
+    return scores
+
+
+def _scored(answers: pd.DataFrame, rows: Mapping[str, Sequence[Row]], wheels: WheelsLike, extractor: Extractor) -> list[pd.Series]:
+    said = {name: some.sort_values("item").answer.tolist() for name, some in answers.groupby("set")}
+    how = {"wheels": wheels, "extractor": extractor}
+    return [
+        score_clips(name, said[name], [row.gold for row in some], clips=[row.name for row in some], **how)
+        for name, some in rows.items()
+    ]
 
 
 def write_tables(result: Evaluation, folder: str | Path) -> str:
@@ -114,17 +138,18 @@ def write_tables(result: Evaluation, folder: str | Path) -> str:
     texts = {"table.md": result.to_markdown(), "table.tex": result.to_latex()}
     figures = {"sets.png": result.plot_sets} | ({"gains.png": result.plot} if len(result.methods) > 1 else {})
     _told(folder, texts, figures)
-    shown = result.shown()
+    rates = result.shown()
     labels = {name: RATES[result.figure_of(name)] for name in result.sets}
-    shown["rate"] = [f"{labels[row.set]} {row[labels[row.set]]}" for _, row in shown.iterrows()]
-    brief = shown[["set", "method", "rate", "difference to none", "p (Holm)", "time ratio"]]
+    rates["rate"] = [f"{labels[row.set]} {row[labels[row.set]]}" for _, row in rates.iterrows()]
+    beside = [label for label in BESIDE.values() if label in rates]
+    brief = rates[["set", "method", "rate", "difference to none", "p (Holm)", *beside, "time ratio"]]
     return f"{brief.to_string(index=False)}\n\n{result.note}"
 
 
 def write_table(table: pd.DataFrame, folder: str | Path) -> str:
     """Write scores.csv, and give the table as a text."""
     _told(folder, {"scores.csv": table.to_csv(index=False)}, {})
-    return table.round({"percent": 2}).to_string(index=False)
+    return f"{shown(table).to_string(index=False)}\n\n{NOTE}"
 
 
 # EMOTIC

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 import emointerp
 from emointerp.circuit import revision
+from emointerp.emotions import Extractor, extract
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import EmointerpError, InputError, OutputError
 from emointerp.evaluation.items import Item
@@ -60,6 +61,7 @@ def evaluate(
     batch: int = 32,
     perplexity: bool = True,
     wheels: WheelsLike = None,
+    extractor: Extractor = extract,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -67,16 +69,19 @@ def evaluate(
 
     At temperature 0 there is one answer, so one seed is all that is taken; above it, answers are sampled once a seed. `perplexity`:
     measure each answer's under the unedited model (a forward more an answer). With a `folder` finished cells are kept there, and
-    the result is saved there at the end. Raises an InputError for two methods of one name, golds that no wheel knows, and a folder
-    that holds a run with other settings; an OutputError where another process is at work in the folder. An error inside a cell
-    names the cell; those finished before it are kept.
+    the result is saved there at the end. Cells hold answers and no scores: each run scores them anew, by its own `wheels` and the
+    words that its own `extractor` finds (a language model, for instance; asked once a text), and the saved result says by which.
+
+    Raises an InputError for two methods of one name, golds that no wheel knows, and a folder that holds a run with other settings;
+    an OutputError where another process is at work in the folder. An error inside a cell names the cell; those finished before it
+    are kept.
     """
     run = Run.of(vlm, methods, sets, seeds, Decoding(max_new_tokens, temperature, batch=batch), perplexity)
     if NONE not in run.methods:
         raise InputError(f"Among the methods {', '.join(run.methods)} is no {NONE!r}, which all are compared with; add none().")
     check_golds(run.sets, wheels)
     with nullcontext() if folder is None else alone(Path(folder)):
-        result = Evaluation.of(run.answered(folder, progress), run.sets, run.about, wheels)
+        result = Evaluation.of(run.answered(folder, progress), run.sets, run.about, wheels, extractor)
         if folder is not None:
             result.save(folder)
     return result

@@ -26,6 +26,7 @@ NEUTRALS, QUESTIONS = "neutral pictures", "questions"
 BLANK, SHUFFLED, SWAPPED = "conflict, blank picture", "conflict, shuffled picture", "conflict, swapped picture"
 HARD = tuple(f"hard: {name}" for name in HARD_TESTS if name != "conflict")
 SETS = (WORLD, CONFLICT, CALM, *HARD, NEUTRALS, QUESTIONS, BLANK, SHUFFLED, SWAPPED)
+OWN, TWINS = "test pairs, emotional side", "test pairs, neutral side"  # of pairs of your own
 TILES = 16  # a picture is shuffled by tiles, this many a side: larger ones may hold a mouth
 
 
@@ -89,6 +90,14 @@ def conflict_pairs(vlm: VLM, n: int = 72, seed: int = 5, split: str = "tuning") 
         Pair(item.picture, item.picture.neutral(), item.text, item.gold, split, f"{split} {i}", neutral_event=other.text)
         for i, (item, other) in enumerate(zip(told, calm, strict=True))
     ]
+
+
+def pair_items(pairs: Sequence[Pair]) -> dict[str, list[Item]]:
+    """Both sides of pairs as sets: emotional ones, and neutral ones, where naming an emotion is wrong."""
+    return {
+        OWN: [Item(OWN, *pair.plus, pair.emotion) for pair in pairs],
+        TWINS: [Item(TWINS, *pair.minus, NEUTRAL) for pair in pairs],
+    }
 
 
 def _questions(n: int, seed: int, split: str) -> list[Item]:

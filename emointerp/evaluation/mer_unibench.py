@@ -9,7 +9,7 @@ own: a label file, a table of transcripts and a folder of videos, as in the benc
 50.0
 
 With data: `rows = read("data", "MELD")`, then `for picture, text, gold in rows.items(seed=0)` asks a model, and
-`benchmark_table([score_set("MELD", answers, rows.golds, wheels), ...])` is the table.
+`benchmark_table([score_set("MELD", answers, rows.golds, wheels), ...])` is the table; `compared_table` sets methods side by side.
 """
 
 import math
@@ -28,23 +28,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from emointerp.emotions import (
-    NEUTRAL,
-    Extractor,
-    extract,
-    f_s,
-    hit_rate,
-    read_pickled_npz,
-    sentiment_sign,
-    weighted_average_f,
-)
+from emointerp.emotions import NEUTRAL, Extractor, extract, f_s, read_pickled_npz, sentiment_sign, weighted_average_f
 from emointerp.emotions.extraction import read_words
 from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError
+from emointerp.evaluation.clips import BESIDE, F_S, HIT, INTERVAL, OFFICIAL, WAF, clip_scores, method_table, once
+from emointerp.evaluation.tables import NONE
 from emointerp.models import to_image
 from emointerp.pairs import PICTURES
 
-HIT, WAF, F_S = "hit rate", "WAF", "F_s"
 # Of FFmpeg only what videos of people come in: a playlist may name addresses, and rare decoders are where it is attacked.
 CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9", "libdav1d", "mjpeg", "msmpeg4v2", "wmv2", "wmv3")
 SAFE = {
@@ -439,9 +431,12 @@ def score_set(
     extractor: Extractor = extract,
     neutral: bool = False,
 ) -> pd.Series:
-    """One set's score by its own metric, in percent as in the benchmark's tables.
+    """One set's score by its own metric, in percent as in the benchmark's tables, and what has to stand beside it.
 
-    Fields: set, metric, percent, n (rows that count) and skipped. answers: the model's texts; gold: as `read` gives it.
+    Fields: set, metric, percent, n (rows that count) and skipped; low and high, the 95% bootstrap interval over these rows (WAF and
+    F_s anew in each resample); precision and f in percent (of WAF, weighted by support, and of F_s; both are an F themselves),
+    n_words, the emotion words an answer; of rows whose gold is no emotion, `neutral` of them, false_emotion in percent with
+    false_low and false_high; and clips, a row each (`clips.clip_scores`). answers: the model's texts; gold: as `read` gives it.
 
     - hit rate: mean of `emotions.hit_rate`. The benchmark's code leaves rows out whose label no wheel knows, that is, neutral ones
       ("non-neutral label hit rate"), and so they are skipped; `neutral=True` counts them, as hit where no emotion is named. It also
@@ -452,25 +447,48 @@ def score_set(
     The benchmark has a language model find the words of an answer; `extractor` puts one here. Raises InputError where the
     numbers of answers and labels differ, a label is outside the wheels or NaN, or no row is left.
     """
+    score = score_clips(name, answers, gold, wheels, extractor, neutral)
+    row = benchmark_table([score]).iloc[0]
+    return pd.concat([row, score[["clips"]]]).rename(score["set"])
+
+
+def score_clips(
+    name: str | Layout,
+    answers: Iterable[str],
+    gold: Iterable[Any],
+    wheels: WheelsLike = None,
+    extractor: Extractor = extract,
+    neutral: bool = False,
+    clips: Iterable[str] | None = None,
+) -> pd.Series:
+    """The same as `score_set` without what is drawn: set, metric, percent, n, skipped and clips, which bear the names `clips`."""
     layout, answers, gold = layout_of(name), _texts(answers), list(gold)
     if len(answers) != len(gold):
         raise InputError(f"{layout.name}: {len(answers)} answers came with {len(gold)} gold labels; give one for each.")
     _check_gold(gold, layout)
+    if layout.metric == HIT and not neutral and all(str(g).strip().lower() == NEUTRAL for g in gold):
+        raise InputError("Every gold label is neutral (or there is none), so no row is left to score; neutral=True counts these.")
+    wheels, extractor = as_wheels(wheels), once(extractor)
+    table = clip_scores(layout.metric, answers, gold, wheels, extractor, neutral)
+    table.insert(0, "clip", list(map(str, range(len(gold)) if clips is None else clips)))
     if layout.metric == HIT:
-        share, n = _hit(answers, gold, as_wheels(wheels), extractor, neutral)
+        share = float(np.mean(table.score[table.counted]))
     elif layout.metric == WAF:
         share = weighted_average_f(gold, [sentiment_sign(answer, extractor) for answer in answers])
-        n = sum(value != 0 for value in gold)
     else:
-        share, n = _open(answers, gold, as_wheels(wheels), extractor)
+        share = f_s([[word.lemma for word in read_words(answer, wheels, extractor)] for answer in answers], gold, wheels).f
+    n = int(table.counted.sum())
     values = {"set": layout.name, "metric": layout.metric, "percent": 100 * share, "n": n, "skipped": len(gold) - n}
-    return pd.Series(values, name=layout.name)
+    return pd.Series(values | {"clips": table}, name=layout.name)
 
 
 def _texts(answers: Iterable[str]) -> list[str]:
     if isinstance(answers, str):
         raise InputError(f"answers must be a list of texts, one a row; got the text {answers[:60]!r}.")
-    return list(answers)
+    answers = list(answers)
+    if strange := [f"row {i}: {answer!r:.60}" for i, answer in enumerate(answers) if not isinstance(answer, str)]:
+        raise InputError(f'{len(strange)} answers are no texts: {_listed(strange)}. Give a str each, "" for no answer.')
+    return answers
 
 
 def _check_gold(gold: Sequence[Any], layout: Layout) -> None:
@@ -482,29 +500,35 @@ def _check_gold(gold: Sequence[Any], layout: Layout) -> None:
         )
 
 
-def _hit(answers: Sequence[str], gold: Sequence[Any], wheels: Sequence, extractor: Extractor, neutral: bool) -> tuple[float, int]:
-    counted = [(a, g) for a, g in zip(answers, gold, strict=True) if neutral or str(g).strip().lower() != NEUTRAL]
-    if not counted:
-        raise InputError("Every gold label is neutral (or there is none), so no row is left to score; neutral=True counts these.")
-    return float(np.mean([hit_rate(answer, emotion, wheels, extractor) for answer, emotion in counted])), len(counted)
-
-
-def _open(answers: Sequence[str], gold: Sequence[Any], wheels: Sequence, extractor: Extractor) -> tuple[float, int]:
-    named = [[word.lemma for word in read_words(answer, wheels, extractor)] for answer in answers]
-    share = f_s(named, gold, wheels).f
-    return share, sum(any(wheel.cluster(word) for wheel in wheels for word in words) for words in gold)
-
-
 def benchmark_table(scores: Iterable[pd.Series]) -> pd.DataFrame:
     """Scores of `score_set` in the order of `SETS`, and as the last row their plain mean, as in the benchmark's tables.
 
-    Columns: set, metric, percent, n, skipped. Where sets are lacking, the last row says of how many it is the mean.
+    Columns: the fields of `score_set` but clips. The mean's interval resamples clips within sets; its `false_emotion` is the mean
+    over the sets that have neutral clips. Where sets are lacking, the last row says of how many it is the mean.
     """
-    scores = [dict(score) for score in scores]
+    table = compared_table({"": [list(scores)]}, None)
+    return table[[*OFFICIAL, *INTERVAL, *BESIDE]]
+
+
+def compared_table(runs: Mapping[str, Sequence[Iterable[pd.Series]]], baseline: str | None = NONE) -> pd.DataFrame:
+    """Methods beside a baseline: the rows of `benchmark_table` for each, with `method` before them, and what they gain.
+
+    `runs`: for each method a list a seed of scores (`score_set`, with the clips' names; or `score_clips`), one a set. Clips are the
+    unit, and seeds are averaged within them. Beside the columns of `benchmark_table`, in points, paired over clips:
+
+    - `difference` in percent to the baseline with `difference_low` and `difference_high`, 95% bootstrap; `p`, two-sided, from
+      exchanging the two methods' answers clip by clip (for the hit rate: sign flips), and `p_holm`, corrected over the method's
+      sets; the mean is one test and has `p` alone;
+    - the harm: `more_false`, with `more_false_low` and `more_false_high` and its own `p_false`.
+    """
+    ordered = {method: [_in_order(scores) for scores in some] for method, some in runs.items()}
+    n = len(next((some[0] for some in ordered.values() if some), ()))
+    return method_table(ordered, baseline, "mean of nine sets" if n == len(SETS) else f"mean of {n} of {len(SETS)} sets")
+
+
+def _in_order(scores: Iterable[pd.Series]) -> list[pd.Series]:
+    scores = list(scores)
     names = [score["set"] for score in scores]
     if not names or len(set(names)) < len(names):
         raise InputError(f"The table takes one score a set, as score_set gives them; got {', '.join(names) or 'none'}.")
-    table = pd.DataFrame(sorted(scores, key=lambda score: list(SETS).index(score["set"])))
-    of = "mean of nine sets" if len(table) == len(SETS) else f"mean of {len(table)} of {len(SETS)} sets"
-    mean = {"set": of, "metric": "", "percent": table.percent.mean(), "n": table.n.sum(), "skipped": table.skipped.sum()}
-    return pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
+    return sorted(scores, key=lambda score: list(SETS).index(score["set"]))

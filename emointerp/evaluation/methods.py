@@ -4,7 +4,7 @@ No method sees what is right. One that does, to show how far a cure could go, sa
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from emointerp.errors import InputError
 from emointerp.evaluation.items import Item
 from emointerp.models import VLM, Prompt
 from emointerp.tracing import AddVector, Edit, generate
+from emointerp.tracing.edits import as_edits
 
 LOOK = "Look closely at my face and at the whole picture, and say what I feel."
 
@@ -53,8 +54,9 @@ def none() -> Method:
     return edited("none", ())
 
 
-def edited(name: str, edits: Sequence[Edit], settings: Mapping[str, Any] | None = None) -> Method:
+def edited(name: str, edits: Iterable[Edit], settings: Mapping[str, Any] | None = None) -> Method:
     """The same edits for every item."""
+    edits = as_edits(edits)
 
     def answers(vlm: VLM, items: Sequence[Item], decoding: Decoding) -> list[str]:
         return generate(vlm, [item.prompt(vlm) for item in items], edits, **decoding.options())

@@ -19,19 +19,21 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from emointerp.emotions import NEUTRAL, same_answer, score
+from emointerp.emotions import NEUTRAL, Extractor, extract, same_answer, score
 from emointerp.emotions.tokens import words_of
-from emointerp.emotions.wheels import WheelsLike
+from emointerp.emotions.wheels import WheelsLike, as_wheels
 from emointerp.errors import InputError, OutputError
+from emointerp.evaluation.clips import once
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, Item
 from emointerp.files import whole
 from emointerp.plots import BLUE, INK, ORANGE, QUIET, ends, new_figure
-from emointerp.statistics import Interval, holm, mean_interval, sign_flips
+from emointerp.statistics import Interval, holm, mean_interval, sign_flips, value_interval
 
 NONE = "none"
 EXACT, FALSE, RIGHT = "exact", "false_emotion", "right"
 RATES = {EXACT: "exact rate", "hit": "hit rate", FALSE: "false emotions", RIGHT: "right"}
-SCORES = (EXACT, "hit", "precision", FALSE, "n_words", RIGHT)
+BESIDE = {"precision": "precision", "f": "F", "n_words": "emotion words"}  # of stories, beside the hit rate
+SCORES = (EXACT, "hit", "precision", "f", FALSE, "n_words", RIGHT)
 COSTS = ("words", "repeats", "perplexity", "seconds")
 COLUMNS = ("model", "revision", "items", "method", "oracle", "set", "seed", "item", "gold", "suggested", "answer")
 COLUMNS += (*SCORES, "words", "tokens", "repeats", "perplexity", "seconds")
@@ -73,11 +75,12 @@ class Evaluation:
 
     - where it comes from: `model`, its `revision`, `items` (a hash of what the set asks), `method`, `oracle` (the method saw the
       gold), `set`, `seed`, `item`; and what was to be said: `gold`, `suggested` by the text;
-    - `answer` and its scores: `hit`, `exact`, `precision`, `false_emotion`, `n_words` (emotion words) of stories, and `right` of
-      plain questions, where the answer is the gold one but for case and full stop; missing where they do not apply;
+    - `answer` and its scores: `hit`, `exact`, `precision`, `f`, `false_emotion`, `n_words` (emotion words) of stories, and `right`
+      of plain questions, where the answer is the gold one but for case and full stop; missing where they do not apply;
     - costs: `words`, `tokens`, `repeats` (three words come again), `perplexity` under the unedited model, `seconds` a token.
 
-    `about` says what the run was made of: model, methods and their settings, hashes of the sets, decoding, seeds, versions.
+    `about` says what the run was made of: model, methods and their settings, hashes of the sets, decoding, seeds, versions, and by
+    which wheels and extractor the answers were scored ("scoring").
     """
 
     table: pd.DataFrame
@@ -89,17 +92,22 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, answers: pd.DataFrame, sets: Mapping[str, Sequence[Item]], about: Mapping[str, Any], wheels: WheelsLike = None
+        cls,
+        answers: pd.DataFrame,
+        sets: Mapping[str, Sequence[Item]],
+        about: Mapping[str, Any],
+        wheels: WheelsLike = None,
+        extractor: Extractor = extract,
     ) -> "Evaluation":
-        """Score the answers of a `Run`."""
+        """Score the answers of a `Run` by the words that `extractor` finds in them."""
         items = [sets[name][i] for name, i in zip(answers.set, answers.item, strict=True)]
         known = {key: [getattr(item, key) for item in items] for key in ("gold", "suggested")}
         known |= {"model": about["model"]["name"], "revision": about["model"]["revision"][:12]}
         known |= {"items": answers.set.map(lambda name: about["sets"][name]["items"][:12])}
         known |= {"oracle": answers.method.map(lambda name: about["methods"][name]["oracle"])}
         known |= {"words": [len(words_of(a)) for a in answers.answer], "repeats": [float(loops(a)) for a in answers.answer]}
-        table = answers.assign(**known).join(_scores(answers.answer, items, wheels))
-        return cls(table[list(COLUMNS)], dict(about))
+        table = answers.assign(**known).join(_scores(answers.answer, items, wheels, once(extractor)))
+        return cls(table[list(COLUMNS)], dict(about) | {"scoring": scoring(wheels, extractor)})
 
     @property
     def methods(self) -> list[str]:
@@ -128,7 +136,8 @@ class Evaluation:
     def to_frame(self) -> pd.DataFrame:
         """A row a set and method; `Interval`s are 95% bootstrap intervals over items.
 
-        - `oracle`, `n` (items); `exact`, `hit`, `false_emotion` (neutral pictures), `right` (plain questions): means;
+        - `oracle`, `n` (items); `exact`, `hit`, `false_emotion` (neutral pictures), `right` (plain questions): means; beside the
+          hit rate, which an answer that names everything wins, `precision`, `f` and `n_words`, emotion words a story;
         - `figure`, the set's own of these, and its paired `difference` to "none", with `p` of a two-sided sign-flip test over items
           and `p_holm`, corrected over the methods of the set;
         - costs as ratios to "none", of the same items: `time` (seconds a token, a median, since other work disturbs it) and
@@ -148,9 +157,9 @@ class Evaluation:
 
     def _row(self, name: str, method: str) -> dict[str, Any]:
         rows, figure = self._rows(name, method), self.figure_of(name)
-        shown = [EXACT, "hit"] if figure == EXACT else [figure]
+        shown = {EXACT: [EXACT, "hit", *BESIDE], FALSE: [FALSE, "n_words"]}.get(figure, [figure])
         row = {"oracle": bool(rows.oracle.iloc[0]), "n": rows.item.nunique(), "figure": figure}
-        row |= {column: mean_interval(self.values(name, method, column)) for column in shown}
+        row |= {column: _interval(column, self.values(name, method, column)) for column in shown}
         row |= {column: float(rows[column].mean()) for column in ("words", "repeats")}
         row |= {"time": _median(self._ratios(name, method, "seconds"))}
         row |= {"perplexity": _geometric(self._ratios(name, method, "perplexity"))}
@@ -268,19 +277,25 @@ class Evaluation:
     # for papers and pages
 
     def shown(self, sets: Iterable[str] | None = None) -> pd.DataFrame:
-        """`to_frame` as texts, rates in percent and differences in points, with intervals in brackets; oracles are marked."""
+        """`to_frame` as texts, rates in percent and differences in points, with intervals in brackets; oracles are marked.
+
+        Precision, F and emotion words a story are means, whose intervals `to_frame` has; a rate that no set has is left out.
+        """
         for name in (names := self.sets if sets is None else list(sets)):
             self._rows(name)
         rows = [
             {"set": name, "method": self._marked(method), "n": str(row.n)}
             | {label: _percent(row[column]) for column, label in RATES.items()}
+            | {label: _mean(row[column], column) for column, label in BESIDE.items()}
             | {"difference to none": _percent(row.difference, "+"), "p (Holm)": _number(row.p_holm, ".4f")}
             | {"time ratio": _number(row.time, ".2f"), "perplexity ratio": _number(row.perplexity, ".2f")}
             | {"words": _number(row.words, ".1f"), "repeats, %": _number(100 * row.repeats, ".1f")}
             for (name, method), row in self._frame.iterrows()
             if name in names
         ]
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        labels = [label for label in (*RATES.values(), *BESIDE.values()) if label in frame]
+        return frame.drop(columns=[label for label in labels if (frame[label] == "").all()])
 
     @property
     def note(self) -> str:
@@ -291,9 +306,9 @@ class Evaluation:
         how = seeds if drawn["temperature"] else "greedy"
         return (
             f"Model {model['name']}, revision {model['revision'][:12]}; items {items[:12]}; {how}, at most "
-            f"{drawn['max_new_tokens']} tokens. Rates in percent, differences in points, with 95% bootstrap intervals over items; "
-            f"p of sign flips, corrected after Holm over the methods of a set; costs as ratios to {NONE}. Methods marked{ORACLE} "
-            "saw the gold emotion."
+            f"{drawn['max_new_tokens']} tokens{_by(self.about)}. Rates in percent, differences in points, with 95% bootstrap "
+            "intervals over items; p of sign flips, corrected after Holm over the methods of a set; costs as ratios to "
+            f"{NONE}. Methods marked{ORACLE} saw the gold emotion."
         )
 
     def to_markdown(self, sets: Iterable[str] | None = None) -> str:
@@ -345,6 +360,7 @@ _FRAME = [
     "n",
     EXACT,
     "hit",
+    *BESIDE,
     FALSE,
     RIGHT,
     "figure",
@@ -358,18 +374,41 @@ _FRAME = [
 ]
 
 
-def _scores(answers: pd.Series, items: Sequence[Item], wheels: WheelsLike) -> pd.DataFrame:
+def scoring(wheels: WheelsLike = None, extractor: Extractor = extract) -> dict[str, Any]:
+    """By which wheels and which extractor answers are scored, in words.
+
+    >>> scoring()["extractor"]
+    'emointerp.emotions.extraction.extract'
+    """
+    maker = extractor if hasattr(extractor, "__qualname__") else type(extractor)
+    return {"wheels": [wheel.name for wheel in as_wheels(wheels)], "extractor": f"{maker.__module__}.{maker.__qualname__}"}
+
+
+def _by(about: Mapping[str, Any]) -> str:
+    """Who found the words, where it was not the package's own extractor."""
+    by = about.get("scoring", scoring())["extractor"]
+    return "" if by == scoring()["extractor"] else f"; words found by {by}"
+
+
+def _scores(answers: pd.Series, items: Sequence[Item], wheels: WheelsLike, extractor: Extractor) -> pd.DataFrame:
     """Scores of each answer; stories against their emotion, plain questions against their answer."""
     table = pd.DataFrame(math.nan, index=answers.index, columns=list(SCORES))
     asked = np.array([_plain(item) for item in items])
     golds = [item.gold for item in items]
     stories = answers.index[~asked]
     if len(stories):
-        found = score(list(answers[stories]), [golds[i] for i in stories], wheels).set_index(stories)
+        found = score(list(answers[stories]), [golds[i] for i in stories], wheels, extractor).set_index(stories)
         columns = [column for column in SCORES if column != RIGHT]
         table.loc[stories, columns] = found[columns].astype(float)
     table.loc[asked, RIGHT] = [float(same_answer(answers[i], golds[i])) for i in answers.index[asked]]
     return table
+
+
+def _interval(column: str, values: np.ndarray) -> Interval:
+    """A rate's mean and interval; of a number of words, whose zeros no rule of three bounds; NaN where nothing was scored so."""
+    if np.isnan(values).any():  # F in what was saved before there was one
+        return Interval(math.nan, math.nan, math.nan, len(values))
+    return value_interval(values) if column == "n_words" else mean_interval(values)
 
 
 def _median(ratios: np.ndarray) -> float:
@@ -406,6 +445,13 @@ def _percent(interval: Any, sign: str = "") -> str:
         return ""
     mean, low, high = (f"{100 * value:{sign}.1f}" for value in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]"
+
+
+def _mean(interval: Any, column: str) -> str:
+    """The mean alone: a rate in percent, words as they are; "" where there is none."""
+    if not isinstance(interval, Interval):
+        return ""
+    return _number(interval.mean, ".2f") if column == "n_words" else _number(100 * interval.mean, ".1f")
 
 
 def _number(value: float, form: str) -> str:

@@ -41,7 +41,9 @@ def amplification_map(
         said = f"{len(lacking)} pairs have none (the first: {lacking[0]})"
         raise InputError(f"An amplification map compares an event with a neutral one, and {said}; give Pair(neutral_event=…).")
     if metric in (HITS, RESTORATION):
-        raise InputError(f"metric is {metric!r}; an amplification map reads a begun answer: 'log mass', 'mass' or a Metric.")
+        raise InputError(
+            f"metric is {metric!r}; an amplification map reads a begun answer: 'log mass', 'mass', 'log odds' or a Metric."
+        )
     measure, first_late = measure_of(vlm, pairs, metric, words=words), checked_layers(vlm, l_emo)[0] + 1
     cells = [(layer, head) for layer in range(measure.last_layer + 1) for head in range(vlm.anatomy.n_heads)]
     frames = []

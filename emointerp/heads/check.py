@@ -11,6 +11,7 @@ So the set is measured as a set beside random ones with as many heads in the sam
 A model with few heads a layer has few such sets, and they overlap with the set that is tested: `sets` says how much.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 
 from emointerp.circuit import revision
 from emointerp.directions import Directions
-from emointerp.emotions.wheels import WheelsLike
+from emointerp.emotions.wheels import Wheel, WheelsLike
 from emointerp.errors import InputError
 from emointerp.files import whole
 from emointerp.heads.measures import checked_positions, patched_head
@@ -35,6 +36,7 @@ from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import GRAY, INK, ORANGE, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import against_random, ratio_interval
 from emointerp.tracing import Activations, SetHead, collect, mean_ablation, resample_ablation
 
@@ -45,7 +47,7 @@ DONORS = ("neutral", "others")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCheck:
+class HeadCheck(Saved):
     """What the tested set (`set` 0) and random ones (1, 2, …) do.
 
     `table` has a row a pair, check and set: pair, emotion, check, set; `value`, the metric under it; `own`, without; `goal`, that
@@ -115,8 +117,8 @@ def check_heads(
 ) -> HeadCheck:
     """Silence and restore `heads`, (layer, head)s, together on pairs that did not choose them, beside `sets` random sets.
 
-    `metric`, `directions`, `layer`, `words` and `wheels` as in `head_map`. `donors` of the ablations are the "neutral" pictures of the other pairs, or
-    "others": emotional pictures of other emotions. `near` and `apart` as in `matched_sets`.
+    `metric`, `directions`, `layer`, `words` and `wheels` as in `head_map`. `donors` of the ablations are the "neutral" pictures of
+    the other pairs, or "others": emotional pictures of other emotions. `near` and `apart` as in `matched_sets`.
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
     """
@@ -132,6 +134,7 @@ def check_heads(
         "model": vlm.name, "weights": revision(vlm), "metric": measure.name, "layer": layer, "donors": donors,
         "positions": list(where), "answer": answer, "seed": seed, "pairs": [fingerprint(p[0].image) for p in both],
         "words": {e: list(some) for e, some in words.items()} if words else None, "max_new_tokens": max_new_tokens,
+        "wheels": None if wheels is None or measure.metrics else [_described_wheel(wheel) for wheel in measure.wheels],
         "directions": float(directions.vectors.double().abs().sum()) if directions else None,
         "events": [pair.event for pair in pairs], "sets": [list(map(list, some)) for some in drawn],
     }  # fmt: skip
@@ -273,6 +276,11 @@ def _one_pair(
     return columns
 
 
+def _described_wheel(wheel: Wheel) -> list[str]:
+    """A wheel's name, and a hash of what it sorts where."""
+    return [wheel.name, hashlib.sha256(json.dumps(sorted(wheel.table.items())).encode()).hexdigest()[:16]]
+
+
 def _described(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray) -> pd.DataFrame:
     tested = set(drawn[0])
     rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[head] for head in some]))) for some in drawn]
@@ -307,6 +315,7 @@ class _Kept:
         finished = [line for line in lines if line.endswith("\n")]
         try:
             before, *self.rows = map(json.loads, finished)
+            before = {"wheels": None} | before  # files of before there was a choice
             different = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{self.file} holds no function check of heads; name another file.") from None

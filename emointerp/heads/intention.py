@@ -23,12 +23,13 @@ from emointerp.measures import check_directions
 from emointerp.models import VLM
 from emointerp.pairs import Pair, check_number, twin_prompts
 from emointerp.plots import new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import sign_flips, value_interval
 from emointerp.tracing import Activations, collect
 
 
 @dataclass(frozen=True, eq=False)
-class Intention:
+class Intention(Saved):
     """`table` has a row a pair, layer and head: pair, emotion, and the cosine at the `emotional` picture and its `neutral` twin."""
 
     table: pd.DataFrame

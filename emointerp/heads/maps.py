@@ -29,6 +29,7 @@ from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, benjamini_hochberg, flips_by_group, ratio_interval, sign_flips, value_interval
 from emointerp.tracing import Activations, collect
 from emointerp.tracing.verbs import checked_layers
@@ -40,7 +41,7 @@ PLACE = ["layer", "head"]
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMap:
+class HeadMap(Saved):
     """What each head's patch does. `table` has a row a pair, layer and head:
 
     pair, emotion, `picture` (fingerprint of the emotional one), layer, head; `value`, the metric with the head patched;
@@ -205,7 +206,7 @@ def head_map(
     """Patch every head of every layer, one at a time, at `positions` of each pair's prompt, through one sweep a prompt.
 
     "denoising" puts the emotional picture's heads into its neutral twin's run, "noising" the other way round. `metric` is one of
-    the names in `emointerp.measures.measure_of`, or a `Metric`; "restoration" and "projection" need `directions`, the first also l_emo as
+    the names in `measures.measure_of`, or a `Metric`; "restoration" and "projection" need `directions`, the first also l_emo as
     `layer`. `layers`: by default all that come before what is measured (upstream heads for restoration). For "hit rate", no
     answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told. For a concept
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.

@@ -24,6 +24,7 @@ from emointerp.heads.drawing import means
 from emointerp.heads.maps import HeadMap
 from emointerp.measures import thirds
 from emointerp.plots import COLORS, GRAY, INK, PALE, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, benjamini_hochberg
 
 CHUNK = 250  # permutations at a time
@@ -31,7 +32,7 @@ SPLITS = ("specific", "uneven", "general", "undecided")
 
 
 @dataclass(frozen=True, eq=False)
-class Specificity:
+class Specificity(Saved):
     """Specificity of the heads that passed their test.
 
     `table` has a row a (layer, head): `stage`; each emotion's share `p_e` (columns by emotion); `raw`, the formula as it stands;

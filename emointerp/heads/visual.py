@@ -20,6 +20,7 @@ from emointerp.lens import draw_over
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_number
 from emointerp.plots import new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import ratio_interval, sign_flips, value_interval
 from emointerp.tracing import collect
 from emointerp.world.scene import Scene
@@ -28,7 +29,7 @@ REGIONS = ("face", "expression")
 
 
 @dataclass(frozen=True, eq=False)
-class VisualHeads:
+class VisualHeads(Saved):
     """Attention of the last token over the picture. `table` has a row a pair, layer and head:
 
     pair, emotion, layer, head; `share` of attention on visual tokens; `entropy` of its spread over them (1: even; 0: one token);

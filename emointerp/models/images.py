@@ -1,7 +1,7 @@
 """Pictures in whatever form they come, made into upright RGB: files, PIL images, arrays, scenes of the drawn world."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from emointerp.errors import InputError
 # What is opened, by content and not by the file's name: Pillow knows forty formats more, of which some are read by starting another
 # program (EPS runs Ghostscript) and others have not been looked at for decades.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+OVERSHOOT = 0.2  # how far below 0 a resized picture's numbers may lie, of the largest
 BAND = 512  # rows of a picture that are changed together
 KINDS = "a path to a picture file, a PIL image, an array [height, width] or [height, width, 3 or 4], or a Scene"
 
@@ -36,6 +37,12 @@ def to_image(picture: Any) -> Image.Image:
     if isinstance(picture, np.ndarray) or hasattr(picture, "__array__"):
         return _turned(lambda: _to_rgb(_from_array(np.asarray(picture))))
     raise InputError(f"Cannot read a picture from {type(picture).__name__}; give {KINDS}.")
+
+
+def as_pictures(given: Any) -> list[Any]:
+    """Pictures as a list, read once; one by itself (a path, an image, a scene) is a list of one. An array of four axes is many."""
+    alone = isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 4) in (2, 3)
+    return [given] if alone else list(given)
 
 
 def uploaded(name: str, content: bytes | memoryview) -> Image.Image:
@@ -143,7 +150,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _to_bytes(array: np.ndarray) -> np.ndarray:
     """Eight bits a channel: booleans and floats in [0, 1] times 255, numbers beyond 255 divided by 257 (16 bits).
 
-    Floats count as [0, 1] up to 2, because resizing overshoots a little.
+    Floats count as [0, 1] up to 2, because resizing overshoots a little; below 0 that is a fifth of the largest number at most.
     """
     if array.dtype == np.uint8:
         return array
@@ -154,7 +161,12 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         raise InputError(f"The array holds {array.dtype} values; {expected}.")
     if not np.isfinite(array).all():
         raise InputError(f"The array holds NaN or infinite values; {expected}.")
-    share, largest = array.dtype.kind == "f" and array.max() < 2.0, array.max()
+    least, largest = float(array.min()), float(array.max())
+    lowest, highest = (-OVERSHOOT * max(1.0, largest), np.inf) if array.dtype.kind == "f" else (0, 65535)
+    if least < lowest or largest > highest:
+        mend = "a picture that was normalised: bring it back, x * std + mean, or (x - x.min()) / (x.max() - x.min())"
+        raise InputError(f"The array holds numbers from {least:g} to {largest:g}; {expected}. If it is {mend}.")
+    share = array.dtype.kind == "f" and largest < 2.0
     scaled = np.empty(array.shape, np.uint8)
     for top in range(0, len(array), BAND):
         part = array[top : top + BAND]

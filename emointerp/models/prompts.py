@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from emointerp.errors import InputError
+from emointerp.given import listed
 from emointerp.world.events import MAX_LENGTH
 
 
@@ -65,6 +66,11 @@ class Prompt:
             else:
                 raise InputError(f"Position {p} is outside this prompt of {len(self)} tokens (0 to {self.last}).")
         return tuple(dict.fromkeys(found))
+
+
+def as_prompts(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list, read once; what is none is refused."""
+    return [given] if isinstance(given, Prompt) else listed(given, Prompt, "prompt", "vlm.prompt(image, text), or a list of such")
 
 
 def checked_text(text: str, what: str = "event") -> str:

@@ -13,7 +13,7 @@ picture whole and once: the tiles that some families cut from large pictures are
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
@@ -30,7 +30,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, SiglipTextModel
 
 from emointerp.errors import InputError, ModelError
-from emointerp.models.images import to_image
+from emointerp.given import texts, whole_number
+from emointerp.models.images import as_pictures, to_image
 from emointerp.models.loading import BUNDLED, HUB_OPTIONS, WEIGHTS, load, opening, unpicklable
 from emointerp.models.patches import Size, grid, inside, seen_region, whole
 from emointerp.models.vlm import VLM
@@ -87,24 +88,23 @@ class Tower:
 
     @torch.no_grad()
     def embed(
-        self, pictures: Sequence[Any], patches: bool = False, batch: int = 64, progress: bool = True
+        self, pictures: Iterable[Any], patches: bool = False, batch: int = 64, progress: bool = True
     ) -> Float[Tensor, "n d"] | Float[Tensor, "n patch d_patch"]:
         """Vectors of pictures, float32 on the CPU; one a picture, or one for each of its `patches`."""
-        read = self.patches if patches else self.pooled
+        whole_number(batch, "batch", 1)
+        read, pictures = self.patches if patches else self.pooled, as_pictures(pictures)
         starts = tqdm(range(0, len(pictures), batch), desc="tower", disable=not progress)
         parts = [read(self.pixels(list(pictures[i : i + batch]))).float().cpu() for i in starts]
         if not parts:
             raise InputError("No pictures came; give at least one.")
         return torch.cat(parts)
 
-    def texts(self, sentences: Sequence[str]) -> Float[Tensor, "n d"]:
+    def texts(self, sentences: Iterable[str]) -> Float[Tensor, "n d"]:
         """Sentences in the space of the pooled vectors, of length 1; InputError for a tower that no text encoder goes with."""
         if self._texts is None:
             raise InputError(f"The tower of {self.name!r} has no text encoder; 'tiny' and dual encoders (SigLIP, CLIP) have one.")
-        if isinstance(sentences, str) or not sentences:
-            raise InputError(f"{sentences!r} came; expected a list of sentences.")
         with torch.no_grad():
-            return normalize(self._texts(list(sentences)).float().cpu(), dim=-1)
+            return normalize(self._texts(texts(sentences, "sentences")).float().cpu(), dim=-1)
 
 
 def load_tower(source: str | Path | VLM | Tower = "tiny", **options: Any) -> Tower:

@@ -1,6 +1,6 @@
 """A vision-language model in hand: prompts with their spans, and plain generation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from emointerp.errors import InputError
+from emointerp.given import expected, number, whole_number
 from emointerp.models.anatomy import Anatomy, anatomy_of
 from emointerp.models.elsewhere import Elsewhere
 from emointerp.models.images import to_image
-from emointerp.models.prompts import Prompt, checked_text, visual_positions
+from emointerp.models.prompts import Prompt, as_prompts, checked_text, visual_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,8 @@ class VLM:
         as "I felt"; then the last token is its last, and what comes next is what is read and generated.
         """
         text = checked_text(text)
+        for given in (instruction, answer):
+            expected(given, str | None, "a text: vlm.prompt(image, text, instruction='…', answer='I felt')")
         request = self.instruction if instruction is None else instruction
         full = self._without_marks(f"{text} {request}".strip())
         picture, rendered = to_image(_one(image)), self._begun(self._rendered(full), answer)
@@ -82,30 +85,28 @@ class VLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         *,
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         seed: int | None = None,
         batch: int = 32,
         through: Callable[..., torch.Tensor] | None = None,
         **options: Any,
     ) -> str | list[str]:
-        """The model's answer to each prompt: greedy, or sampled at a `temperature` with a `seed`.
+        """The model's answer to each prompt: greedy, or sampled at a `temperature` above 0 with a `seed`.
 
-        One prompt gives a string, a sequence gives a list of strings in its order. Sampling draws from the whole
-        distribution, unless `options`, which go to transformers' `generate`, say otherwise (`top_k`, `top_p`).
+        One prompt gives a string, several give a list of strings in their order. Sampling draws from the whole
+        distribution, unless `options`, which go to transformers' `generate`, say otherwise (`top_k`, `top_p`); `do_sample=True`
+        without a temperature samples at 1.
         `through(prompts, inputs, **options)` takes the place of the model's own `generate`, for one batch; tracing uses it.
         """
         if isinstance(prompts, Prompt):
             options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "through": through}
             return self.generate([prompts], **options)[0]
-        if temperature < 0:
-            raise InputError(f"The temperature is {temperature}; expected 0 (greedy) or more.")
-        if temperature:
-            options = {"top_k": 0, "top_p": 1.0} | options | {"temperature": temperature}
-        options |= {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
-        if self.remote and temperature:
+        prompts, batch = as_prompts(prompts), whole_number(batch, "batch", 1)
+        options |= _drawn(temperature, options) | {"max_new_tokens": whole_number(max_new_tokens, "max_new_tokens", 1)}
+        if self.remote and options["do_sample"]:
             options["seed"] = seed
         answers: list[str] = []
         with _seeded(seed, self.device), torch.no_grad():
@@ -170,6 +171,24 @@ class VLM:
         if tokens > limit:
             came = f"The prompt has {tokens:,} tokens, {visual:,} of them for the picture; {self.name!r} reads at most {limit:,}"
             raise InputError(f"{came}. Shorten the text, or make the picture smaller if most are the picture's.")
+
+
+def check_model(given: Any) -> None:
+    """Refuse what is no model, such as a prompt in its place."""
+    expected(given, VLM, "a model as the first argument: vlm = ei.load()")
+
+
+def _drawn(temperature: float | None, options: dict[str, Any]) -> dict[str, Any]:
+    """How tokens are drawn, in transformers' options: greedy, or at a temperature from the whole distribution."""
+    asked = options.get("do_sample")
+    heat = float(asked or 0) if temperature is None else number(temperature, "The temperature", least=0, why=" (0 is greedy)")
+    if asked is not None and bool(asked) != (heat > 0):
+        raise InputError(
+            f"do_sample is {asked} and the temperature {heat:g}; give the temperature alone: 0 is greedy, 1.0 samples."
+        )
+    if not heat:
+        return {"do_sample": False}
+    return {"top_k": 0, "top_p": 1.0} | options | {"do_sample": True, "temperature": heat}
 
 
 def _one(image: Any) -> Any:

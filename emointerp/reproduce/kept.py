@@ -11,7 +11,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emointerp.files import whole, writing
-from emointerp.statistics import Interval
+from emointerp.saved import from_parquet, to_parquet
 
-FORMAT, VERSION = "emointerp reproduction step", 1
+FORMAT, VERSION = "emointerp reproduction step", 2
 PACKAGES = ("torch", "transformers")  # whose versions may move a number's last digits
 STAMP, FACTS, TENSORS = "stamp.json", "facts.json", "tensors.safetensors"
 AT_ONCE = 6  # pairs that are measured before they are kept; never fewer than two, which single methods refuse
@@ -134,8 +134,7 @@ class Parts:
             made = make()
             with writing(file):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with whole(file) as part:
-                    _to_parquet(made, part)
+                to_parquet(made.reset_index(drop=True), file)
         return from_parquet(file)
 
     def place(self, name: str) -> Path:
@@ -167,8 +166,7 @@ def write_text(file: Path, text: str) -> None:
 def _write(place: Path, result: Result) -> list[str]:
     """The names of a result's files."""
     for name, table in result.tables.items():
-        with whole(place / f"{name}.parquet") as part:
-            _to_parquet(table, part)
+        to_parquet(table.reset_index(drop=True), place / f"{name}.parquet")
     if result.tensors:
         with whole(place / TENSORS) as part:
             save_file({name: tensor.contiguous() for name, tensor in result.tensors.items()}, part)
@@ -189,28 +187,3 @@ def _read(place: Path, files: Mapping[str, str]) -> Result | None:
 
 def _hashed(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
-def _to_parquet(table: pd.DataFrame, file: Path) -> None:
-    """Intervals become structs, tuples lists; an index that says nothing is left out."""
-    objects = [column for column in table if table[column].dtype == object]
-    table.assign(**{column: table[column].map(_as_plain) for column in objects}).reset_index(drop=True).to_parquet(file)
-
-
-def from_parquet(file: Path) -> pd.DataFrame:
-    """A table as it was: structs become intervals again, lists tuples."""
-    table = pd.read_parquet(file)
-    objects = [column for column in table if table[column].dtype == object]
-    return table.assign(**{column: table[column].map(_as_value) for column in objects})
-
-
-def _as_plain(cell: Any) -> Any:
-    if isinstance(cell, Interval):
-        return asdict(cell)
-    return [_as_plain(each) for each in cell] if isinstance(cell, tuple | list) else cell
-
-
-def _as_value(cell: Any) -> Any:
-    if isinstance(cell, dict) and set(cell) == {"mean", "low", "high", "n"}:
-        return Interval(**cell)
-    return tuple(_as_value(each) for each in cell) if isinstance(cell, list | np.ndarray) else cell

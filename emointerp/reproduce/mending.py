@@ -7,6 +7,7 @@ of their test part. Answers are sampled, a seed each, as the benchmark figure is
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -27,8 +28,10 @@ from emointerp.evaluation import (
     steering,
     world_items,
 )
-from emointerp.evaluation.benchmarks import run_mer_unibench, standard
+from emointerp.evaluation.benchmarks import score_mer_unibench, standard
+from emointerp.evaluation.clips import NOTE, shown
 from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, WORLD
+from emointerp.evaluation.mer_unibench import compared_table
 from emointerp.evaluation.tables import NONE
 from emointerp.heads.drawing import means
 from emointerp.pairs import Pair
@@ -63,7 +66,7 @@ def measure(task: Task) -> Result:
     methods = _methods(task, value, tuning, idle)
     facts = {"veena": asdict(value), "idle": idle, "methods": [m.name for m in methods], "tuning": len(tuning)}
     if task.data is not None:
-        return Result({"tried": tried, "benchmark": _benchmark(task, methods)}, facts=facts)
+        return Result({"tried": tried} | _benchmark(task, methods), facts=facts)
     items = _items(task)
     asked = {
         "seeds": range(task.sizes.seeds), "temperature": TEMPERATURE, "max_new_tokens": task.sizes.tokens, "batch": task.batch,
@@ -139,19 +142,23 @@ def _items(task: Task) -> dict[str, list[Item]]:
     } | found
 
 
-def _benchmark(task: Task, methods: Sequence[Method]) -> pd.DataFrame:
-    """MER-UniBench's table by each method and seed; a seed draws the frames as well.
+def _benchmark(task: Task, methods: Sequence[Method]) -> dict[str, pd.DataFrame]:
+    """MER-UniBench's table over all seeds, percents by seed, and the scores of single clips; a seed draws the frames as well.
 
     Sampled answers depend on those that are told together, so a run that goes on where another number is (on a GPU with other
     memory) asks anew, in another folder.
     """
-    frames, how = [], {"n": task.sizes.clips, "temperature": TEMPERATURE, "progress": False}
+    how = {"n": task.sizes.clips, "temperature": TEMPERATURE, "progress": False}
     how |= {"max_new_tokens": task.sizes.tokens, "batch": task.batch}
+    runs = []
     for seed in range(task.sizes.seeds):
         place = task.parts.place(f"benchmark-{seed}-{task.batch}")
-        found = run_mer_unibench(task.vlm, methods, task.data, place, seed=seed, **how)
-        frames.append(found.assign(seed=seed))
-    return pd.concat(frames, ignore_index=True)
+        runs.append(score_mer_unibench(task.vlm, methods, task.data, place, seed=seed, **how))
+    table = compared_table({m.name: [run[m.name] for run in runs] for m in methods})
+    each = [(seed, name, score) for seed, run in enumerate(runs) for name, some in run.items() for score in some]
+    clips = [score.clips.assign(method=name, set=score["set"], seed=seed) for seed, name, score in each]
+    seeds = [{"method": name, "set": score["set"], "seed": seed, "percent": score.percent} for seed, name, score in each]
+    return {"benchmark": table, "seeds": pd.DataFrame(seeds), "clips": pd.concat(clips, ignore_index=True)}
 
 
 def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def chapter(task: Task, result: Result) -> Chapter:
     blocks = [("The strengths, on the tuning part", fit + muted(_fit_words(task, facts)))]
     summary = [_strength_line(tried, value, facts["idle"])]
     if "benchmark" in result.tables:
-        block, line, results, here = _of_benchmark(result.tables["benchmark"])
+        block, line, results, here = _of_benchmark(result.tables["benchmark"], result.tables["seeds"])
     else:
         block, line, results, here = _of_answers(Evaluation(result.tables["answers"], facts["about"]))
     blocks += block
@@ -232,24 +239,31 @@ def _answer_row(method: str, row: pd.Series, figure: str) -> dict[str, str]:
     return shown
 
 
-def _of_benchmark(table: pd.DataFrame) -> tuple[list, list[str], dict, dict]:
-    """Means over seeds with their range: seeds are too few for an interval."""
-    means = table.groupby(["method", "set"], sort=False).percent.agg(["mean", "min", "max"])
-    rows = [
-        {"method": method} | {name: _range(row) for (_, name), row in some.iterrows()}
-        for method, some in means.groupby(level="method", sort=False)
-    ]
-    last = table["set"].iloc[-1]
-    ends = {method: means.loc[method, last] for method in (NONE, MINE)}
-    line = f"MER-UniBench, {last}: {_range(ends[NONE])} as it is, {_range(ends[MINE])} with VEENA."
-    here = {"baseline": f"{_range(ends[NONE])}, {last}", MINE: f"{_range(ends[MINE])}, {last}"}
-    results = {method: some.droplevel(0)["mean"].to_dict() for method, some in means.groupby(level="method", sort=False)}
-    note = "Percent: hit rate, WAF or F_s, as each set has it; mean, lowest and highest of the seeds; no interval over clips."
-    return [("MER-UniBench", table_html(pd.DataFrame(rows)) + muted(note))], [line], {"benchmark": results}, here
+def _of_benchmark(table: pd.DataFrame, seeds: pd.DataFrame) -> tuple[list, list[str], dict, dict]:
+    """A block a set, their mean first: each method with its interval over clips, beside no edit, and what else it names."""
+    texts, last = shown(table), table["set"].iloc[-1]
+    order = [last, *(name for name in table["set"].unique() if name != last)]
+    blocks = [(f"MER-UniBench: {name}", table_html(texts[table["set"] == name].drop(columns="set"))) for name in order]
+    means = seeds.groupby(["method", "seed"], sort=False).percent.mean()
+    ranges = {method: _range(some) for method, some in means.groupby(level="method", sort=False)}
+    told = "; ".join(f"{method} {of}" for method, of in ranges.items())
+    blocks[0] = (blocks[0][0], blocks[0][1] + muted(f"{NOTE} Seeds are averaged within clips; the mean by seed: {escape(told)}."))
+    ends = {method: texts.percent[(table["set"] == last) & (table.method == method)].item() for method in (NONE, MINE)}
+    more = texts[(table["set"] == last) & (table.method == MINE)].iloc[0]
+    line = f"MER-UniBench, {last}: {ends[NONE]} as it is, {ends[MINE]} with VEENA; {more.difference} points, p = {more.p}."
+    here = {method: f"{ends[name]} ({ranges[name]}), {last}" for method, name in (("baseline", NONE), (MINE, MINE))}
+    results = {method: some.set_index("set").percent.to_dict() for method, some in table.groupby("method", sort=False)}
+    gained = table[(table.method == MINE)].set_index("set")[["difference", "difference_low", "difference_high", "p", "p_holm"]]
+    return blocks, [line], {"benchmark": results, "gained": _plain(gained)}, here
 
 
-def _range(row: pd.Series) -> str:
-    return f"{row['mean']:.1f} ({row['min']:.1f} to {row['max']:.1f} over seeds)"
+def _range(percents: pd.Series) -> str:
+    return f"{percents.min():.1f} to {percents.max():.1f} over seeds"
+
+
+def _plain(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Rows as JSON has them."""
+    return {name: {key: None if pd.isna(value) else value for key, value in row.items()} for name, row in table.iterrows()}
 
 
 _NOTE = (

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emointerp.flow import DIRECTIONS, HITS, Flow, Knockouts, Patching, information_flow, knockouts, patching
+from emointerp.flow import (
+    CONTROLS,
+    DIRECTIONS,
+    OTHER_EMOTION,
+    OTHER_PICTURE,
+    Flow,
+    Knockouts,
+    Patching,
+    information_flow,
+    knockouts,
+    patching,
+)
+from emointerp.measures import HITS
 from emointerp.reproduce.kept import Result
 from emointerp.reproduce.sizes import stages
 from emointerp.reproduce.task import Task, each, lines_left_out, or_why, rate
@@ -17,21 +29,26 @@ from emointerp.tour.chapter import Chapter, figure_html, muted, points, table_ht
 NAME, TITLE = "flow", "Information flow"
 NEEDS = ("vectors", "layers")
 WINDOW = 3  # layers of a cut
+SOURCES = {
+    "value": "the pair's other picture",
+    OTHER_EMOTION: "control: another emotion's",
+    OTHER_PICTURE: "control: feeling unchanged",
+}
 
 
 def measure(task: Task) -> Result:
     """All on test pairs: saliency of attention, cuts by window and in all layers, transplants by stage (hit rate) and by layer."""
     vlm, n = task.vlm, task.vlm.anatomy.n_layers
-    singles, runs = {i: (i,) for i in range(n)}, stages(n)
-    told = {"stages": runs, "max_new_tokens": task.sizes.tokens, "progress": False}
+    pairs = task.known("test", task.sizes.flow)
+    singles, quiet = {i: (i,) for i in range(n)}, {"others": pairs, "progress": False}
+    told = {"stages": stages(n), "max_new_tokens": task.sizes.tokens} | quiet
     made = {
         "saliency": lambda some: information_flow(vlm, some, progress=False).table,
         "windows": lambda some: knockouts(vlm, some, "mass", width=min(WINDOW, n), progress=False).table,
         "cut": lambda some: knockouts(vlm, some, "mass", width=n, progress=False).table,
         "stages": lambda some: patching(vlm, some, HITS, **told).table,
-        "layers": lambda some: patching(vlm, some, stages=singles, progress=False).table,
+        "layers": lambda some: patching(vlm, some, stages=singles, **quiet).table,
     }
-    pairs = task.known("test", task.sizes.flow)
     tables, facts = each({name: partial(task.parts.table, name, pairs, make) for name, make in made.items()})
     return Result(tables, facts=facts)
 
@@ -57,6 +74,9 @@ def chapter(task: Task, result: Result) -> Chapter:
         told = Patching(t["stages"], HITS)
         blocks.append(("Transplants by stage, hit rate of the story", table_html(_stage_rows(told)) + muted(_STAGES)))
         results["stages"] = {" / ".join(key): interval for key, interval in _changes(told).items()}
+        results["stages, controls"] = {
+            control: {" / ".join(key): interval for key, interval in _changes(told, control).items()} for control in _controls(told)
+        }
     if "layers" in t:
         blocks.append(("Transplants layer by layer", _by_layer(Patching(t["layers"], "log mass"), results)))
     summary += lines_left_out(result.facts)
@@ -107,21 +127,34 @@ def _cut_line(falls: pd.DataFrame) -> str:
 
 
 def _stage_rows(told: Patching) -> pd.DataFrame:
-    """A row a direction and stage, a column a span: the change of the hit rate."""
-    found = _changes(told)
-    return pd.DataFrame(
-        [
-            {"transplant": DIRECTIONS[direction], "stage": stage}
-            | {span: points(found[direction, span, stage]) for span in told.table.span.unique()}
-            for direction in told.table.direction.unique()
-            for stage in told.table.stage.unique()
-        ]
-    )
+    """A row a direction, stage and picture that the transplant comes from, a column a span: the change of the hit rate."""
+    frame = told.to_frame()
+    found = {"value": _changes(told)} | {control: _changes(told, control) for control in _controls(told)}
+
+    def cell(source: str, place: tuple[str, str, str]) -> str:
+        p = f", p = {frame.p[place]:.4f}" if source == "value" and "p" in frame and np.isfinite(frame.p[place]) else ""
+        return points(found[source][place]) + p if place in found[source] else "none"
+
+    rows = [
+        {"transplant": DIRECTIONS[direction], "stage": stage, "from": SOURCES[source]}
+        | {span: cell(source, (direction, span, stage)) for span in told.table.span.unique()}
+        for direction in told.table.direction.unique()
+        for stage in told.table.stage.unique()
+        for source in found
+    ]
+    return pd.DataFrame(rows)
 
 
-def _changes(told: Patching) -> dict[tuple[str, str, str], Interval]:
-    """The change of the hit rate by direction, span and stage; where no story changed, what that leaves open (rule of three)."""
-    moved = told.table.assign(moved=told.table.value - told.table.receiver)
+def _controls(told: Patching) -> list[str]:
+    return [control for control in CONTROLS if control in told.table]
+
+
+def _changes(told: Patching, source: str = "value") -> dict[tuple[str, str, str], Interval]:
+    """The change of the hit rate by direction, span and stage; where no story changed, what that leaves open (rule of three).
+
+    Of the transplant, or of a control, then over the pairs that have it.
+    """
+    moved = told.table.assign(moved=told.table[source] - told.table.receiver).dropna(subset="moved")
     groups = moved.groupby(["direction", "span", "stage"], sort=False).moved
     return {key: rate(some, signed=True) for key, some in groups}
 
@@ -148,5 +181,8 @@ _CUT = (
 _WINDOWS = "Fall by window of layers with intervals, a panel a road; gray and dashed: other readers cut off from the same tokens"
 _STAGES = (
     "Change of the hit rate of the story, in points, when the residual stream of V, Q or L is put from one side's run into the "
-    "other's after every layer of a stage. The stages are those of the digest, as parts of this model's depth."
+    "other's after every layer of a stage. The stages are those of the digest, as parts of this model's depth. Controls come from "
+    "another pair's picture beside the same event: one of another emotion, and one that leaves the feeling as it was (another "
+    "neutral one, or another of the same emotion). p: that a control does as much, by sign flips over pairs, one-sided, corrected "
+    "for all cells (max-T); of two controls the larger."
 )

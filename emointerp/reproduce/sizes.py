@@ -113,7 +113,7 @@ def work(sizes: Sizes, anatomy: Anatomy, data: bool, own: bool = False) -> dict[
         "vectors": Work(reads=2 * p["direction"], stories=2 * p["direction"]),
         "layers": Work(reads=pushed, stories=pushed + 2 * (tried + tested)),
         "lens": Work(reads=2 * flow),
-        "flow": Work(reads=flow * (4 + 8 * (layers - 2) + 2 * 3 * layers / 2), gradients=2 * flow, stories=20 * flow),
+        "flow": Work(reads=flow * (7 + 8 * (layers - 2) + 5 * 3 * layers / 2), gradients=2 * flow, stories=47 * flow),
         "heads": Work(
             reads=5 * both + 2 * p["selection"] + p["test"], branches=heads * (both + p["selection"]) + 3 * p["test"] * sizes.sets
         ),

@@ -38,6 +38,7 @@ from emointerp.plots import BLUE, GRAY, INK, ORANGE, SKY, YELLOW, new_figure
 from emointerp.sae.coding import sparse_decode, sum_by_feature
 from emointerp.sae.reading import PATCHES
 from emointerp.sae.value import SAE, Codes
+from emointerp.saved import Saved
 from emointerp.statistics import Interval
 from emointerp.world import Scene, identity
 
@@ -79,7 +80,7 @@ def label_table(labels: pd.DataFrame | Sequence[str] | Sequence[Iterable[str]]) 
 
 
 @dataclass(frozen=True, eq=False)
-class EmotionDirections:
+class EmotionDirections(Saved):
     """The mean code (or embedding) of `n` pictures of each emotion, a row an emotion."""
 
     emotions: tuple[str, ...]

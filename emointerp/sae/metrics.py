@@ -18,10 +18,11 @@ from torch.nn.functional import embedding_bag, normalize
 from emointerp.errors import InputError
 from emointerp.plots import BLUE, GRAY, PALE, QUIET, new_figure
 from emointerp.sae.value import SAE, Codes
+from emointerp.saved import Saved
 
 
 @dataclass(frozen=True)
-class Quality:
+class Quality(Saved):
     """What an SAE keeps of `n` vectors.
 
     - `explained_variance`: 1 - FVU, the share of the variance about the mean that is rebuilt; 1 is perfect, 0 is the mean alone.
@@ -135,7 +136,7 @@ def _ranks(codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 
 
 @dataclass(frozen=True)
-class FactorScores:
+class FactorScores(Saved):
     """`table` has a row a factor: `feature` that tells it best, its `auroc`, `prevalence`, and `held out`, its AUROC elsewhere.
 
     The best of thousands of features looks good by chance alone, so `held out` is the number to believe; NaN where none was given.

@@ -42,6 +42,7 @@ from emointerp.sae.emotion import (
 )
 from emointerp.sae.reading import picture_codes
 from emointerp.sae.value import SAE, Codes
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, against_random, sign_flips
 from emointerp.world import Scene, face_scenes, identity, training_example
 from emointerp.world.face import ANIMALS, CLOTHES, FUR, HATS, PAINT, PEOPLE, SKIN, SUBJECTS
@@ -107,7 +108,7 @@ def mixed_scenes(n: int, seed: int = 0, part: str = FIT, emotion: str | None = N
 
 
 @dataclass(frozen=True, eq=False)
-class SignifierAudit:
+class SignifierAudit(Saved):
     """What an emotion's direction reads.
 
     - `features`: a row an emotion, feature and factor: `weight` (the direction's entry), `share` of the direction that goes through

@@ -26,6 +26,7 @@ from scipy.stats import ttest_ind_from_stats
 from emointerp.errors import InputError
 from emointerp.plots import COLORS, new_figure
 from emointerp.sae.value import SAE, Codes
+from emointerp.saved import Saved
 from emointerp.statistics import benjamini_hochberg
 
 NONE = "none"  # the emotion of a feature that goes with no emotion more than with the others
@@ -37,7 +38,7 @@ CHOICES, DISTANCES = ("emotion", "activation"), ("decoder", "activity")
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureTree:
+class FeatureTree(Saved):
     """Features in the order in which they stand around the circle, and how they join.
 
     - `leaves`: a row a feature: `feature` (its number), `emotion` (`NONE` where none stands out), `activation` (mean over the

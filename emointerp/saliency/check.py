@@ -29,6 +29,7 @@ from emointerp.saliency.methods import METHODS, method_named, random_map, smooth
 from emointerp.saliency.places import place
 from emointerp.saliency.targets import Target
 from emointerp.saliency.value import mass
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, holm, ratio_interval, sign_flips, value_interval
 from emointerp.world import Scene
 
@@ -47,7 +48,7 @@ TargetOf = Callable[[Any], Target]
 
 
 @dataclass(frozen=True, eq=False)
-class MapCheck:
+class MapCheck(Saved):
     """Maps of many pictures by several methods. `table` has a row a picture, method and draw (of random maps there are several):
 
     picture, emotion, method, draw; `deletion` and `insertion`, the mean of the target while pixels go or come; `inside`, the share
@@ -103,10 +104,8 @@ class MapCheck:
         return figure
 
     def plot_curves(self, methods: Sequence[str] = ("smoothgrad", "gradient", RANDOM)) -> Figure:
-        """The mean target while pixels are deleted and inserted, in the order of each method's maps; InputError for others'."""
+        """The mean target while pixels are deleted and inserted, in the order of each method's maps, but for those left out."""
         methods = [method for method in methods if method not in self.left_out]
-        if strange := [method for method in methods if method not in self.methods]:
-            raise InputError(f"{strange[0]!r} was not checked; expected some of {', '.join(self.methods)}.")
         figure, axes = new_figure(1, 2, width=8.4, height=3.2)
         x = np.linspace(0, 1, self.curves.shape[-1])
         colours = dict(zip([m for m in methods if m != RANDOM], (BLUE, ORANGE, GREEN, YELLOW), strict=False))
@@ -282,7 +281,7 @@ def _check_asked(settings: Mapping[str, Any], pictures: Sequence[Any], fill: str
 
 
 @dataclass(frozen=True, eq=False)
-class Tuning:
+class Tuning(Saved):
     """SmoothGrad under several settings. `table` has a row a picture, sigma and n: picture, sigma, n, inside, area."""
 
     table: pd.DataFrame

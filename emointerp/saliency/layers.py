@@ -1,4 +1,4 @@
-"""Inside towers: what their layers hold of a picture's patches and how these attend to each other, in rows, whatever the tower's order.
+"""Inside towers: what their layers hold of a picture's patches, in rows, and how these attend to each other.
 
 CLIP's and SigLIP's layers hold [n, token, d], a class token first or none, and the patches in rows. Qwen's hold the patches of all
 pictures in one sequence [n * token, d], 2 x 2 neighbours together, as they are merged into one token after the last layer;

@@ -107,14 +107,14 @@ def saliency_map(target: Target, picture: Any = None, method: str = "smoothgrad"
     """Where in a picture a target's value comes from, by a method of `METHODS` with its settings.
 
     The picture may be left out for a target of an answer, which has its prompt's. InputError where the target does not move with
-    any pixel, as an SAE feature that does not fire.
+    any pixel, as an SAE feature that does not fire, and where the map is 0 everywhere.
     """
     if picture is None and target.image is None:
         raise InputError("No picture came; a target of a tower needs one: saliency_map(target, picture).")
     image = target.image if picture is None else to_image(picture)
     found, value = method_named(method)(target, image, **settings), _value(target, image)
-    _check_moves(found, target, value)
     raw = found if method == "gradient" else gradient(target, image)
+    _check_moves(found, raw, target, value, method)
     tower = target.tower if isinstance(target, TowerTarget) else load_tower(target.vlm)
     return SaliencyMap(found, image, method, target.name, value, settings, raw, find_registers(tower, image).marked_boxes)
 
@@ -184,11 +184,16 @@ def _value(target: Target, image: Image.Image) -> float:
     return float(target(target.pixels([image])))
 
 
-def _check_moves(found: np.ndarray, target: Target, value: float) -> None:
+def _check_moves(found: np.ndarray, raw: np.ndarray, target: Target, value: float, method: str) -> None:
     if not np.isfinite(found).all():
         raise InputError(f"The map of {target.name!r} holds NaN or infinity; in 16 bits gradients overflow, load in float32.")
-    if not found.any():
+    if not raw.any():
         raise InputError(
             f"{target.name!r} is {value:.3g} in this picture and moves with none of its pixels, so there is nothing to show. "
             "A feature that does not fire has no gradient; choose one that fires here."
+        )
+    if not found.any():
+        raise InputError(
+            f"{target.name!r} is {value:.3g} in this picture and moves with its pixels, but the map by {method!r} is 0 everywhere "
+            "(Grad-CAM keeps only what speaks for a target). Choose another method."
         )

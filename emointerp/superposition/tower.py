@@ -25,9 +25,12 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
+from emointerp.given import listed, texts, whole_number
 from emointerp.models import VLM
 from emointerp.models.anatomy import part
+from emointerp.models.vlm import check_model
 from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, QUIET, YELLOW, band, new_figure
+from emointerp.saved import Saved
 from emointerp.statistics import Interval, against_random, random_directions, value_interval
 from emointerp.superposition.toy import dimensionality
 from emointerp.world import Scene
@@ -42,7 +45,7 @@ BATCH = 32  # pictures the tower sees at once
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class Embedded(Saved):
     """Pictures as vectors [picture, d], and what was planted in them: a row a picture, a column a factor."""
 
     vectors: Float[np.ndarray, "picture d"] = field(repr=False)
@@ -62,7 +65,14 @@ class Embedded:
         return replace(self, factors=self.factors.iloc[order].reset_index(drop=True))
 
 
-def factor_table(scenes: Sequence[Scene]) -> pd.DataFrame:
+def _scenes(given: Iterable[Scene]) -> list[Scene]:
+    """Scenes as a list, read once."""
+    if scenes := listed(given, Scene, "scene", "scenes of the drawn world: face_scenes('test', 60)"):
+        return scenes
+    raise InputError("No scenes came; face_scenes('test', 60) draws some.")
+
+
+def factor_table(scenes: Iterable[Scene]) -> pd.DataFrame:
     """What was planted in scenes and is drawn in them: a row a scene, a column a factor.
 
     Numbers stay, kinds become a column each ("subject: cat"). Emotion, mode and intensity are left out, which are drawn through the
@@ -71,17 +81,20 @@ def factor_table(scenes: Sequence[Scene]) -> pd.DataFrame:
     >>> factor_table([Scene(), Scene(subject="cat")])["subject: cat"].tolist()
     [0.0, 1.0]
     """
+    scenes = _scenes(scenes)
     if blank := sum(not scene.has_face for scene in scenes):
         raise InputError(f"{blank} of {len(scenes)} scenes are abstract moods, which have no such factors; leave them out.")
     table = pd.DataFrame([scene.factors() for scene in scenes]).drop(columns=list(NOT_DRAWN))
     return pd.get_dummies(table, prefix_sep=": ", dtype=float).astype(float)
 
 
-def embed(vlm: VLM, scenes: Sequence[Scene], progress: bool = True) -> Embedded:
+def embed(vlm: VLM, scenes: Iterable[Scene], progress: bool = True) -> Embedded:
     """The mean over the tower's patches after its last layer, for each scene: what the language model is shown, averaged.
 
     Reads the tower of any family; the language model does not run.
     """
+    check_model(vlm)
+    scenes = _scenes(scenes)
     starts = tqdm(range(0, len(scenes), BATCH), desc="tower", disable=not progress)
     return Embedded(np.concatenate([_embedding(vlm, scenes[i : i + BATCH]) for i in starts]), factor_table(scenes))
 
@@ -121,14 +134,15 @@ def _with_part(module: torch.nn.Module, path: list[str], new: torch.nn.Module) -
     return twin
 
 
-def thumbnails(scenes: Sequence[Scene], side: int = 8) -> Embedded:
+def thumbnails(scenes: Iterable[Scene], side: int = 8) -> Embedded:
     """The control: each picture shrunk to `side` x `side` pixels of three colours; 8 gives 192 numbers."""
+    scenes = _scenes(scenes)
     small = [np.asarray(scene.image().resize((side, side), Image.Resampling.BOX), float).ravel() / 255 for scene in scenes]
     return Embedded(np.stack(small), factor_table(scenes))
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
+class Readings(Saved):
     """How well each factor is read from other pictures' vectors: `table` has factor, r (an `Interval`) and readable.
 
     `d` is the width of the vectors; r the correlation of what a ridge regression says with what was planted.
@@ -211,11 +225,12 @@ def _correlations(said: np.ndarray, truth: np.ndarray, resamples: int, seed: int
 
 
 def by_dimensions(
-    fit: Embedded, held_out: Embedded, dimensions: Iterable[int] = (4, 8, 16, 32, 64, 128), draws: int = 3, seed: int = 0
+    fit: Embedded, held_out: Embedded, dimensions: Iterable[int] | int = (4, 8, 16, 32, 64, 128), draws: int = 3, seed: int = 0
 ) -> pd.DataFrame:
     """How many factors are readable from so many random directions of the vectors: a row a number of dimensions and draw."""
     rows = []
-    for d in dimensions:
+    listed_dimensions = [dimensions] if not isinstance(dimensions, Iterable) else list(dimensions)
+    for d in [whole_number(d, "dimensions", 1) for d in listed_dimensions]:
         for draw in range(draws):
             some = [side.projected(d, seed + draw) for side in (fit, held_out)]
             rows.append({"dimensions": d, "draw": draw, "readable": len(read_factors(*some, resamples=200).readable)})
@@ -241,7 +256,7 @@ def plot_by_dimensions(counts: dict[str, pd.DataFrame]) -> Figure:
 
 
 @dataclass(frozen=True, eq=False)
-class Interference:
+class Interference(Saved):
     """Directions of factors and how far they share dimensions.
 
     `cosines` [factor, factor] between the factors' directions, NaN between kinds of one thing ("subject: cat" and "subject: dog"
@@ -296,13 +311,14 @@ class Interference:
         return figure
 
 
-def interference(embedded: Embedded, factors: Sequence[str], draws: int = 200, seed: int = 0) -> Interference:
+def interference(embedded: Embedded, factors: Iterable[str], draws: int = 200, seed: int = 0) -> Interference:
     """Directions of `factors` (as `Readings.readable` names them) and their cosines, beside random directions.
 
     A direction is a factor's row in the least-squares regression of the vectors on all factors that vary: how the embedding moves
     with a standard deviation of the factor, the others held. The effective dimension is `(sum of eigenvalues)^2 / sum of squares`
     of the vectors' covariance.
     """
+    factors = texts(factors, "factors")
     if unknown := [name for name in factors if name not in embedded.factors or not _varies(embedded.factors[name])]:
         raise InputError(f"These pictures do not vary in {', '.join(unknown)}; take factors that `read_factors` names.")
     if len(factors) < 2:

@@ -5,7 +5,7 @@ sparsity S), and is then uniform in [0, 1]; the loss is the squared error, weigh
 stored, and in what shape, turns on the sparsity. Own code, because no library trains many such models as one tensor program.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,7 +20,9 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
+from emointerp.given import number, numbers, whole_number
 from emointerp.plots import BLUE, QUIET, YELLOW, new_figure
+from emointerp.saved import Saved
 
 REPRESENTED = 0.5  # length of a column of W from which a feature counts as represented
 APART = 0.2  # absolute cosine below which two features do not belong to one shape
@@ -76,7 +78,7 @@ def shapes(W: Float[Tensor, "hidden feature"], least: float = REPRESENTED) -> li
 
 
 @dataclass(frozen=True, eq=False)
-class ToyModels:
+class ToyModels(Saved):
     """The best of several trained toy models for each density: `W` [density, hidden, feature] and `b`.
 
     `losses` [density, seed] are those of all that were trained, on the same data; the lowest was kept. `relu` is False for linear
@@ -178,8 +180,8 @@ def _draw_gram(axis: object, W: Tensor) -> None:
 def train_toys(
     features: int = 5,
     hidden: int = 2,
-    densities: Sequence[float] = (1.0, 0.2, 0.05),
-    importance: float | Sequence[float] = 0.9,
+    densities: Iterable[float] | float = (1.0, 0.2, 0.05),
+    importance: float | Iterable[float] = 0.9,
     *,
     seeds: int = 12,
     steps: int = 2000,
@@ -196,7 +198,11 @@ def train_toys(
     last tenth of the steps. Adam, with a learning rate that falls to nothing. torch runs on one thread meanwhile, the quickest at
     this size.
     """
-    weight = _checked(features, hidden, densities, importance, seeds, steps)
+    counts = {"features": features, "hidden": hidden, "seeds": seeds, "steps": steps, "batch": batch}
+    for name, count in counts.items():
+        whole_number(count, name, 1)
+    densities, lr = numbers(densities, "densities", above=0), number(lr, "lr", above=0)
+    weight = _checked(features, hidden, densities, importance)
     rng, chance = torch.Generator().manual_seed(seed), torch.tensor(densities)[:, None, None]
     start = torch.randn(seeds, hidden, features, generator=rng) * (2 / (features + hidden)) ** 0.5
     W = start.expand(len(densities), -1, -1, -1).clone().requires_grad_()
@@ -233,22 +239,17 @@ def _losses(W: Tensor, b: Tensor, x: Tensor, weight: Tensor, relu: bool) -> Tens
     return (error.pow(2) * weight).sum(-1).mean(-1)
 
 
-def _checked(
-    features: int, hidden: int, densities: Sequence[float], importance: float | Sequence[float], seeds: int, steps: int
-) -> Tensor:
+def _checked(features: int, hidden: int, densities: list[float], importance: float | Iterable[float]) -> Tensor:
     """The importance of each feature, after what was asked for has been looked at."""
     if not 1 <= hidden <= features:
         raise InputError(
             f"{features} features in {hidden} dimensions: give 1 dimension or more, and no more than there are features."
         )
-    if not densities or not all(0 < d <= 1 for d in densities):
-        raise InputError(f"Densities are {list(densities)}; expected chances above 0, up to 1.")
-    if seeds < 1 or steps < 1:
-        raise InputError(f"{seeds} seeds and {steps} steps came; expected 1 or more of each.")
-    powers = torch.arange(features)
-    weight = (
-        float(importance) ** powers if isinstance(importance, int | float) else torch.tensor(list(importance), dtype=torch.float)
-    )
+    if max(densities) > 1:
+        raise InputError(f"Densities are {densities}; expected chances above 0, up to 1.")
+    given = torch.tensor(numbers(importance, "importance"))
+    alone = not isinstance(importance, Iterable) or getattr(importance, "ndim", 1) == 0
+    weight = given ** torch.arange(features) if alone else given
     if len(weight) != features or not bool((weight > 0).all()):
         raise InputError(f"Importances are {weight.tolist()}; expected {features} numbers above 0, one a feature.")
     return weight.float()

@@ -172,13 +172,21 @@ def _road_lines(vlm: VLM, roads: _Roads) -> tuple[str, ...]:
 
 def _patch_line(patched: Patching) -> str:
     """Where V stops being enough, and L begins to be: of single layers, transplanted into the twin's run."""
-    effect = patched.to_frame().effect["denoising"]
-    first, last = (sorted(effect.index.unique("stage"))[i] for i in (0, -1))
+    frame = patched.to_frame().loc["denoising"]
+    first, last = (sorted(frame.index.unique("stage"))[i] for i in (0, -1))
     listed = ", ".join(
-        f"{span} {share(effect[span, first])} after layer {first} and {share(effect[span, last])} after layer {last}"
+        " and ".join(f"{share(frame.effect[span, i])} after layer {i} ({_beyond(frame.loc[(span, i)])})" for i in (first, last))
         for span in SPANS
     )
-    return f"Transplants into the neutral twin's run close so much of the difference between the two runs: {listed}."
+    return (
+        f"Transplants into the neutral twin's run close so much of the difference between the two runs: {listed}. In brackets: how "
+        "much of that is beyond the stronger of two controls, another emotion's picture and another neutral one."
+    )
+
+
+def _beyond(row: pd.Series) -> str:
+    """What a transplant brings beyond its controls, if there are any."""
+    return f"beyond controls {share(row.beyond)}, p = {row.p:.2g}" if row.beyond.n else "no controls"
 
 
 def _stage_line(vlm: VLM, roads: _Roads) -> str:
@@ -238,8 +246,10 @@ _CUT = (
 )
 _PATCH = (
     "The residual stream of V, Q or L after a layer, put from one run of a pair into the other, {n} pairs: 0 is the receiver's own "
-    "run, 1 the donor's (log probability of the emotion's words). Bands: 95% over pairs; dotted: layers at which V and L change "
-    "their parts, with their intervals. Stages are a manner of speaking where a straight line would fit as well."
+    "run, 1 the donor's (log probability of the emotion's words). Bands: 95% over pairs; dotted uprights: layers at which V and L "
+    "change their parts, with their intervals. Stages are a manner of speaking where a straight line would fit as well. Broken "
+    "lines are controls, put in from another picture beside the same event: one of another emotion (dashed); and one that leaves "
+    "the feeling as it was (dotted), neutral above, of the same emotion below."
 )
 
 
@@ -261,11 +271,17 @@ def _result(named: tuple[str, LogitLens]) -> tuple[str, dict]:
 def _road_results(roads: _Roads | None) -> dict[str, Any] | None:
     if roads is None:
         return None
-    flow, effect = roads.flow.to_frame().share["emotional"], roads.patched.to_frame().effect
+    flow, patched = roads.flow.to_frame().share["emotional"], roads.patched.to_frame()
+
+    def by_place(column: pd.Series) -> dict[str, Any]:
+        return {d: {s: {str(i): one for i, one in column[d, s].items()} for s in SPANS} for d in DIRECTIONS}
+
     return {
         "saliency, share": {road: {str(i): one for i, one in flow[road].items()} for road in flow.index.unique("road")},
         "cut in all layers": roads.falls.to_dict("index"),
-        "transplants": {d: {s: {str(i): one for i, one in effect[d, s].items()} for s in SPANS} for d in DIRECTIONS},
+        "transplants": by_place(patched.effect),
+        "transplants, beyond controls": by_place(patched.beyond),
+        "transplants, p": by_place(patched.p),
         "stages": {
             d: {"at": found.locations, "low": found.low, "high": found.high, "p": found.p} for d, found in roads.changes.items()
         },

@@ -3,56 +3,71 @@
 Each gives one edit for the residual stream, for a `head`, or for `neurons`, from what `collect` gave of other prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from emointerp.errors import InputError
+from emointerp.given import index_of, listed
 from emointerp.tracing.activations import Activations
 from emointerp.tracing.edits import Positions, SetHead, SetNeurons, SetResidual, Write
 
 
 def patch(
-    donor: Activations, layer: int, *, head: int | None = None, neurons: Sequence[int] | None = None, positions: Sequence[int]
+    donor: Activations, layer: int, *, head: int | None = None, neurons: Iterable[int] | None = None, positions: Iterable[int] | int
 ) -> Write:
     """Put the donor's activations at token `positions` in the place of a prompt's own at the same positions.
 
     The two prompts are aligned: token i of one stands for token i of the other, as in pairs of equal text.
     """
-    values = torch.stack([_value(donor, layer, p, head, neurons) for p in positions])
-    return _edit(layer, values, head, neurons, tuple(positions))
+    neurons = _read(neurons)
+    places = tuple(positions) if isinstance(positions, Iterable) else (positions,)
+    if not places or any(index_of(p) is None for p in places):
+        raise InputError(f"positions are {positions!r}; expected token indices, such as those of `donor.positions`.")
+    values = torch.stack([_value(donor, layer, p, head, neurons) for p in places])
+    return _edit(layer, values, head, neurons, places)
 
 
 def mean_ablation(
-    donors: Sequence[Activations],
+    donors: Iterable[Activations],
     layer: int,
     *,
     head: int | None = None,
-    neurons: Sequence[int] | None = None,
+    neurons: Iterable[int] | None = None,
     positions: Positions = "last",
 ) -> Write:
     """Put the mean over donors, and over all positions that they hold, in the place of a prompt's own activation."""
+    neurons = _read(neurons)
     values = _pool(donors, layer, head, neurons)
     return _edit(layer, values.float().mean(0).to(values.dtype), head, neurons, positions)
 
 
 def resample_ablation(
-    donors: Sequence[Activations],
+    donors: Iterable[Activations],
     layer: int,
     *,
     head: int | None = None,
-    neurons: Sequence[int] | None = None,
+    neurons: Iterable[int] | None = None,
     positions: Positions = "last",
     seed: int = 0,
 ) -> Write:
     """Put one donor's activation, at one of the positions that it holds, in the place of a prompt's own; both drawn at random."""
+    neurons = _read(neurons)
     values = _pool(donors, layer, head, neurons)
     return _edit(layer, values[np.random.default_rng(seed).integers(len(values))], head, neurons, positions)
 
 
-def _pool(donors: Sequence[Activations], layer: int, head: int | None, neurons: Sequence[int] | None) -> Tensor:
+def _read(neurons: Iterable[int] | None) -> tuple[int, ...] | None:
+    """Neurons once read: a generator is empty afterwards."""
+    if neurons is not None and not isinstance(neurons, Iterable):
+        raise InputError(f"neurons is {neurons!r}; expected a list of numbers, such as [3, 5].")
+    return None if neurons is None else tuple(neurons)
+
+
+def _pool(donors: Iterable[Activations], layer: int, head: int | None, neurons: Sequence[int] | None) -> Tensor:
+    donors = listed(donors, Activations, "donor", "what collect(vlm, prompts, …) gives for several prompts")
     if not donors:
         raise InputError("There are no donors; collect activations of some other prompts first.")
     return torch.stack([_value(donor, layer, p, head, neurons) for donor in donors for p in donor.positions])

@@ -1,6 +1,6 @@
 """What verbs run and keep: prompts as one padded forward, and a shelf for the activations that are asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,15 @@ from torch import Tensor
 from emointerp.errors import InputError
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
+from emointerp.models.prompts import as_prompts
+from emointerp.models.vlm import check_model
 from emointerp.tracing.activations import Activations
-from emointerp.tracing.edits import Edit
+from emointerp.tracing.edits import Edit, as_edits
 from emointerp.tracing.interleave import Visit, forward_trace, scaled_after, traced, visiting
 from emointerp.tracing.overflow import check_finite
 from emointerp.tracing.plan import Plan, Rows, check, plan_prompt
 
-Prompts = Prompt | Sequence[Prompt]
+Prompts = Prompt | Iterable[Prompt]
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Batch:
     inputs: dict[str, Any]
 
     @classmethod
-    def of(cls, vlm: VLM, prompts: Prompts, edits: Sequence[Edit]) -> "Batch":
-        """Prompts with the same edits."""
-        prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+    def of(cls, vlm: VLM, prompts: Prompts, edits: Iterable[Edit]) -> "Batch":
+        """Prompts with the same edits, each read once."""
+        check_model(vlm)
+        prompts, edits = as_prompts(prompts), as_edits(edits)
         if not prompts:
             raise InputError("There are no prompts; make one with vlm.prompt(image, text).")
         inputs = prompts[0].inputs if len(prompts) == 1 else vlm.batched(prompts)

@@ -14,9 +14,7 @@ True
 
 import hashlib
 import json
-import math
 import numbers
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from emointerp.errors import InputError, OutputError
 from emointerp.files import whole
+from emointerp.given import index_of, listed, number
 
 SPANS = ("visual", "query", "last", "all", "answer")
 Positions = str | SupportsIndex | Iterable[str | SupportsIndex]
@@ -91,13 +90,13 @@ class AddVector(Write):
 
     site, how = "residual", "add"
     vector: Tensor
-    alpha: numbers.Real = 1.0
+    alpha: numbers.Real | Tensor = 1.0
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(vector=_tensor(self, "vector", self.vector, 1), positions=_positions(self, self.positions))
-        _check_number(self, "alpha", self.alpha)
+        self._set(alpha=number(self.alpha, f"{self._name}: alpha"))
 
     def written(self, n: int) -> Tensor:
         return (self.alpha * self.vector).expand(n, 1, -1)
@@ -172,13 +171,13 @@ class ScaleNeurons(Write):
 
     site, how = "neurons", "scale"
     neurons: Sequence[SupportsIndex]
-    factor: numbers.Real
+    factor: numbers.Real | Tensor
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(neurons=_units(self, "neurons", self.neurons), positions=_positions(self, self.positions))
-        _check_number(self, "factor", self.factor)
+        self._set(factor=number(self.factor, f"{self._name}: factor"))
 
     def units(self) -> tuple[int, ...]:
         return self.neurons
@@ -195,7 +194,7 @@ class ScaleAttention(Edit):
     `renormalise=False` the weights are scaled after the softmax and left as they are, so that they no longer sum to 1.
     """
 
-    factor: numbers.Real
+    factor: numbers.Real | Tensor
     query: Positions = FROM_LAST
     key: Positions = "visual"
     heads: Sequence[SupportsIndex] | None = None
@@ -208,7 +207,7 @@ class ScaleAttention(Edit):
         self._set(query=_positions(self, self.query), key=_positions(self, self.key))
         if self.heads is not None:
             self._set(heads=_units(self, "heads", self.heads))
-        _check_number(self, "factor", self.factor)
+        self._set(factor=number(self.factor, f"{self._name}: factor"))
         if self.factor < 0:
             raise InputError(f"ScaleAttention: factor is {self.factor}; expected 0 (blocked) or more.")
         if "answer" in self.key:
@@ -225,10 +224,15 @@ def block_attention(
     return ScaleAttention(layer, 0.0, query, key, heads)
 
 
-def save_edits(edits: Sequence[Edit], file: str | Path) -> None:
+def as_edits(given: Iterable[Edit]) -> list[Edit]:
+    """Edits as a list, read once: a generator is empty afterwards. An edit by itself, and what is none, are refused."""
+    return listed(given, Edit, "edit", "values such as AddVector(layer, vector)")
+
+
+def save_edits(edits: Iterable[Edit], file: str | Path) -> None:
     """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`; OutputError where that cannot be done."""
     file, tensors, rows = Path(file), {}, []
-    for i, edit in enumerate(edits):
+    for i, edit in enumerate(as_edits(edits)):
         row: dict[str, Any] = {"edit": type(edit).__name__}
         for name, value in edit._values():
             if torch.is_tensor(value):
@@ -301,23 +305,15 @@ def _positions(edit: Edit, given: Positions) -> tuple[str | int, ...]:
 
 
 def _position(edit: Edit, given: Any) -> int:
-    if (index := _index(given)) is None:
+    if (index := index_of(given)) is None:
         raise InputError(f"{edit._name}: {given!r} is no position; expected a token index or one of {', '.join(SPANS)}.")
     return index
 
 
 def _whole(edit: Edit, what: str, given: Any) -> int:
-    if (index := _index(given)) is None:
+    if (index := index_of(given)) is None:
         raise InputError(f"{edit._name}: {what} is {given!r}; expected a whole number.")
     return index
-
-
-def _index(given: Any) -> int | None:
-    """A whole number, of whatever type; None for what is none."""
-    try:
-        return None if isinstance(given, bool) else operator.index(given)
-    except TypeError:  # arrays of several numbers have an __index__ too, which raises
-        return None
 
 
 def _units(edit: Edit, what: str, given: Sequence[int]) -> tuple[int, ...]:
@@ -343,16 +339,6 @@ def _tensor(edit: Edit, what: str, given: Any, *dimensions: int) -> Tensor:
     if not torch.isfinite(given).all():
         raise InputError(f"{edit._name}: {what} holds NaN or infinity; look at where it was computed.")
     return given.detach().clone()  # an edit keeps its value, whatever becomes of the tensor that it was made from
-
-
-def _check_number(edit: Edit, what: str, value: Any) -> None:
-    try:
-        number = float(value) if isinstance(value, numbers.Real) else math.nan
-    except OverflowError:  # a whole number of more than 308 digits
-        number = math.inf
-    if not math.isfinite(number):
-        raise InputError(f"{edit._name}: {what} is {value!r:.40}; expected a finite number.")
-    edit._set(**{what: number})
 
 
 def _check_fixed(edit: Edit, per_position: bool) -> None:

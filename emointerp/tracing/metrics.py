@@ -1,6 +1,6 @@
 """Metrics: a number for each forward, a function of the last token's logits or of the residual stream there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emointerp.errors import InputError
+from emointerp.given import expected, texts
 from emointerp.models import VLM
+from emointerp.models.vlm import check_model
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,19 @@ class Metric:
 
 def as_metric(given: Metric | Callable[[Tensor], Tensor]) -> Metric:
     """A metric itself, or one made of a function of logits."""
-    return given if isinstance(given, Metric) else Metric(given, name=getattr(given, "__name__", "metric"))
+    if isinstance(given, Metric):
+        return given
+    function = expected(given, Callable, "a metric: a function of logits, or such as logit_mass(vlm, ['afraid'])")
+    return Metric(function, name=getattr(given, "__name__", "metric"))
 
 
-def first_tokens(vlm: VLM, words: Sequence[str]) -> list[int]:
+def first_tokens(vlm: VLM, words: str | Iterable[str]) -> list[int]:
     """The first token of each word as it stands inside a sentence; words of several tokens are stood for by their first.
 
-    Different words may share a first token; each token is given once, in the order of the words.
+    Different words may share a first token; each token is given once, in the order of the words. A text is one word.
     """
-    return list(dict.fromkeys(first_token(vlm, f" {word}")[0] for word in words))
+    check_model(vlm)
+    return list(dict.fromkeys(first_token(vlm, f" {word}")[0] for word in texts(words, "words")))
 
 
 def first_token(vlm: VLM, text: str) -> tuple[int, bool]:
@@ -62,10 +68,11 @@ def first_token(vlm: VLM, text: str) -> tuple[int, bool]:
     return ids[at], at == len(ids) - 1
 
 
-def logit_mass(vlm: VLM, words: Sequence[str]) -> Metric:
-    """Log of the summed probability of the words' first tokens, in nats."""
-    ids = first_tokens(vlm, words)
-    return Metric(lambda logits: F.log_softmax(logits, -1)[:, ids].logsumexp(-1), name=f"log p({words[0]}, …)")
+def logit_mass(vlm: VLM, words: str | Iterable[str]) -> Metric:
+    """Log of the summed probability of the words' first tokens, in nats; a text is one word."""
+    words = texts(words, "words")
+    ids, name = first_tokens(vlm, words), f"log p({words[0]}{', …' * (len(words) > 1)})"
+    return Metric(lambda logits: F.log_softmax(logits, -1)[:, ids].logsumexp(-1), name=name)
 
 
 def logit_difference(vlm: VLM, word: str, other: str) -> Metric:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,17 +15,20 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from emointerp.errors import InputError
+from emointerp.given import expected, texts, whole_number
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import Anatomy, part
+from emointerp.models.prompts import as_prompts
+from emointerp.models.vlm import check_model
 from emointerp.tracing.branches import Branches, first_touched, prefix_of
-from emointerp.tracing.edits import Edit, ScaleAttention
+from emointerp.tracing.edits import Edit, ScaleAttention, as_edits
 from emointerp.tracing.metrics import Metric, as_metric
 from emointerp.tracing.overflow import Overflow, finite, overflow
 from emointerp.tracing.plan import check
 from emointerp.tracing.remote import Forwards
 from emointerp.tracing.verbs import Prompts, checked_layers, generate, generated, run
 
-EditLists = Mapping[Hashable, Sequence[Edit]] | Sequence[Sequence[Edit]]
+EditLists = Mapping[Hashable, Iterable[Edit]] | Iterable[Iterable[Edit]]
 BUDGET = 2**30  # bytes that a forward of branches may take beside the weights and the prefix
 TOKENS = 512  # tokens of one forward, beyond which more of them do not make it quicker
 NAMED = 5  # interventions that an error names
@@ -84,8 +87,8 @@ def sweep(
     metric: Metric | Callable[[Tensor], Tensor] | None = None,
     *,
     max_new_tokens: int | None = None,
-    logits_processor: Sequence[Callable] = (),
-    names: Sequence[str] | None = None,
+    logits_processor: Iterable[Callable] = (),
+    names: str | Iterable[str] | None = None,
     budget: int = BUDGET,
     progress: bool = True,
 ) -> Sweep:
@@ -93,6 +96,7 @@ def sweep(
 
     `edit_lists` maps labels (a tuple makes several columns, called `names`) to lists of edits; a plain sequence is numbered. Where
     interventions differ between prompts, give a function of the prompt's number. The unedited run is always measured beside them.
+    All that is given as a generator is read once, into lists.
 
     Exact: each intervention gives what a forward of its own would, up to the rounding of floating-point sums; in float32 about
     1e-5 of a logit. Answers are those of a greedy `generate`; in half precision near-ties may choose another token. Of the model's
@@ -108,8 +112,12 @@ def sweep(
     """
     if (metric is None) == (max_new_tokens is None):
         raise InputError("Give a sweep either a metric or max_new_tokens, which makes it generate answers.")
-    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    lists = [_labelled(edit_lists(i) if callable(edit_lists) else edit_lists) for i in range(len(prompts))]
+    check_model(vlm)
+    prompts, logits_processor = as_prompts(prompts), list(logits_processor)
+    if max_new_tokens is not None:
+        whole_number(max_new_tokens, "max_new_tokens", 1)
+    one = None if callable(edit_lists) else _labelled(edit_lists)
+    lists = [one or _labelled(edit_lists(i)) for i in range(len(prompts))]
     for prompt, (_, some) in zip(prompts, lists, strict=True):
         for edits in some:
             check(edits, vlm.anatomy, prompt)
@@ -308,20 +316,15 @@ def _naming(labels: Sequence[Hashable], some: Sequence[int], where: str) -> Iter
         raise Overflow(f"{where}intervention{'s' * (len(broken) > 1)} {named}: {error}") from None
 
 
-def _labelled(edit_lists: EditLists) -> tuple[list[Hashable], list[Sequence[Edit]]]:
+def _labelled(edit_lists: EditLists) -> tuple[list[Hashable], list[list[Edit]]]:
     if isinstance(edit_lists, Mapping):
-        return list(edit_lists), [_listed(edits) for edits in edit_lists.values()]
-    return list(range(len(edit_lists))), [_listed(edits) for edits in edit_lists]
+        return list(edit_lists), [as_edits(edits) for edits in edit_lists.values()]
+    lists = [as_edits(edits) for edits in expected(edit_lists, Iterable, "lists of edits by label: {'a': [AddVector(…)]}")]
+    return list(range(len(lists))), lists
 
 
-def _listed(edits: Sequence[Edit]) -> Sequence[Edit]:
-    if isinstance(edits, Edit):
-        raise InputError(f"{edits!r} stands where a list of edits is expected; write [{type(edits).__name__}(...)].")
-    return list(edits)
-
-
-def _labels(given: list[list[Hashable]], names: Sequence[str] | None) -> pd.Index:
-    names = (names,) if isinstance(names, str) else names
+def _labels(given: list[list[Hashable]], names: str | Iterable[str] | None) -> pd.Index:
+    names = None if names is None else texts(names, "names")
     if not given:
         raise InputError("There are no prompts to sweep over; make one with vlm.prompt(image, text).")
     if any(labels != given[0] for labels in given):

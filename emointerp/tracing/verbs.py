@@ -1,6 +1,5 @@
 """Three of the four verbs: `collect` activations, `run` with edits, `generate` with edits. The fourth is `sweep`."""
 
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -14,12 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emointerp.errors import InputError
+from emointerp.given import index_of, texts
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
+from emointerp.models.prompts import as_prompts
+from emointerp.models.vlm import check_model
 from emointerp.tracing import remote
 from emointerp.tracing.activations import SITES, Activations
 from emointerp.tracing.batch import Batch, Prompts, Shelf, activations
-from emointerp.tracing.edits import Edit
+from emointerp.tracing.edits import Edit, as_edits
 from emointerp.tracing.interleave import scaled_after, traced, visiting, weighing
 from emointerp.tracing.metrics import Metric, as_metric
 from emointerp.tracing.overflow import Guard, check_finite, overflow
@@ -41,7 +43,7 @@ class Output:
         return pd.DataFrame({"token": tokens, "probability": probabilities.tolist(), "logit": logits.tolist()})
 
 
-def run(vlm: VLM, prompts: Prompts, edits: Sequence[Edit] = ()) -> Output | list[Output]:
+def run(vlm: VLM, prompts: Prompts, edits: Iterable[Edit] = ()) -> Output | list[Output]:
     """One forward with edits; a sequence of prompts runs as one padded batch and gives a list in its order."""
     batch = Batch.of(vlm, prompts, edits)
     with torch.no_grad():
@@ -52,8 +54,8 @@ def run(vlm: VLM, prompts: Prompts, edits: Sequence[Edit] = ()) -> Output | list
 def collect(
     vlm: VLM,
     prompts: Prompts,
-    sites: Sequence[str] = ("residual",),
-    edits: Sequence[Edit] = (),
+    sites: str | Iterable[str] = ("residual",),
+    edits: Iterable[Edit] = (),
     *,
     layers: Iterable[int] | int | None = None,
     positions: Any = "all",
@@ -69,9 +71,10 @@ def collect(
     """
     sites = _checked_sites(sites)
     batch, layers = Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
-    listed = (positions,) if isinstance(positions, str | int) else tuple(positions)
-    if not listed:
-        raise InputError("No positions are named; expected token indices or spans such as 'last'.")
+    listed = tuple(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else (positions,)
+    if not listed or (strange := [p for p in listed if not isinstance(p, str) and index_of(p) is None]):
+        raise InputError(f"{f'{strange[0]!r} is no position' if listed else 'No positions are named'}; expected token indices or "
+                         "spans such as 'last'.")  # fmt: skip
     shelf = Shelf(batch.layout.pads, sites, layers, [p.positions(listed) for p in batch.prompts])
     with weighing(vlm) if "attention" in sites else nullcontext():
         if wrt is None:
@@ -83,11 +86,13 @@ def collect(
     return found[0] if isinstance(prompts, Prompt) else found
 
 
-def generate(vlm: VLM, prompts: Prompts, edits: Sequence[Edit] = (), **options: Any) -> str | list[str]:
+def generate(vlm: VLM, prompts: Prompts, edits: Iterable[Edit] = (), **options: Any) -> str | list[str]:
     """The model's answer under edits; `options` as in `VLM.generate`, `logits_processor` among them.
 
     Edits at prompt positions act while the prompt is read; those at "answer" act on every token generated after it.
     """
+    check_model(vlm)
+    prompts, edits = prompts if isinstance(prompts, Prompt) else as_prompts(prompts), as_edits(edits)
     if edits and (options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1):
         raise InputError("Edits go with one answer a prompt; leave num_beams and num_return_sequences at 1.")
     through = {"through": partial(_generated, vlm, edits)} if edits else {}
@@ -155,8 +160,8 @@ def _with_gradients(batch: Batch, shelf: Shelf, metric: Metric) -> list[Activati
     return activations(batch, shelf, logits, activations(batch, slopes, logits))
 
 
-def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
-    sites = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
+def _checked_sites(sites: str | Iterable[str]) -> tuple[str, ...]:
+    sites = tuple(dict.fromkeys(texts(sites, "sites")))
     for site in sites:
         if site not in SITES:
             raise InputError(f"{site!r} is nothing to collect; expected some of {', '.join(SITES)}.")
@@ -166,11 +171,13 @@ def _checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
 def checked_layers(vlm: VLM, layers: Iterable[SupportsIndex] | SupportsIndex | None) -> tuple[int, ...]:
     """Layers that the model has, each once; all of them where none are named."""
     n = vlm.anatomy.n_layers
-    chosen = range(n) if layers is None else layers if isinstance(layers, Iterable) else (layers,)
-    chosen = tuple(dict.fromkeys(operator.index(layer) for layer in chosen))
-    if not chosen:
+    several = isinstance(layers, Iterable) and not isinstance(layers, str) and getattr(layers, "ndim", 1) != 0
+    chosen = range(n) if layers is None else list(layers) if several else [layers]
+    if not len(chosen):
         raise InputError(f"No layers are named; this model has layers 0 to {n - 1}.")
     for layer in chosen:
-        if not 0 <= layer < n:
-            raise InputError(f"Layer {layer} is out of range; this model has layers 0 to {n - 1}.")
-    return chosen
+        if (number := index_of(layer)) is None:
+            raise InputError(f"Layer {layer!r} is no whole number; this model has layers 0 to {n - 1}.")
+        if not 0 <= number < n:
+            raise InputError(f"Layer {number} is out of range; this model has layers 0 to {n - 1}.")
+    return tuple(dict.fromkeys(index_of(layer) for layer in chosen))

@@ -1,7 +1,7 @@
 """Circuit and strengths chosen on two splits that the test never sees."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,17 +15,19 @@ from emointerp.circuit import Circuit, Head
 from emointerp.emotions import NEUTRAL, same_answer, score
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
+from emointerp.given import expected, number, numbers, said, whole_number
 from emointerp.heads import HeadMap, amplification_map, head_map
 from emointerp.heads.maps import LOOKING
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt, to_image
+from emointerp.models.vlm import check_model
 from emointerp.neurons import state_neurons
-from emointerp.pairs import Pair, check_disjoint, fingerprint, twin_prompts
+from emointerp.pairs import Pair, as_pairs, check_disjoint, fingerprint, twin_prompts
 from emointerp.plots import BLUE, GRAY, INK, ORANGE, PINK, QUIET, SKY, band, new_figure
 from emointerp.statistics import mean_interval
 from emointerp.tracing import Edit, generate, perplexity, run
 from emointerp.veena.strength import BEGUN
-from emointerp.veena.value import Veena
+from emointerp.veena.value import Veena, checked_layer
 
 PATCHING, AMPLIFICATION = RULES = "patching", "amplification"
 _METRIC = "log mass"
@@ -82,13 +84,13 @@ class Fit:
 
 def fit(
     vlm: VLM,
-    selection: Sequence[Pair] | Circuit,
-    tuning: Sequence[Pair],
+    selection: Iterable[Pair] | Circuit,
+    tuning: Iterable[Pair],
     l_emo: int,
     *,
-    betas: Sequence[float] = (1, 1.5, 2, 4, 8, 16, 32),
-    gammas: Sequence[float] = (1, 1.2, 1.5),
-    questions: Sequence[Question] = (),
+    betas: Iterable[float] | float = (1, 1.5, 2, 4, 8, 16, 32),
+    gammas: Iterable[float] | float = (1, 1.2, 1.5),
+    questions: Iterable[Question] = (),
     max_false: float = 0.02,
     max_cost: float = 1.5,
     max_wrong: float = 0.01,
@@ -115,8 +117,16 @@ def fit(
     (Of fewer than 50 neutral sides one false emotion is more than 2 points, so no further one is allowed.) Stories are told `batch`
     at a time. `options` are fields of `Veena` (form, prefill_at, …). Greedy; test on a third split.
     """
-    circuit = selection
+    check_model(vlm)
+    betas, gammas = (numbers(some, name, above=0) for name, some in (("betas", betas), ("gammas", gammas)))
+    limits = {"max_false": max_false, "max_cost": max_cost, "max_wrong": max_wrong}
+    for name, limit in limits.items():
+        number(limit, name, least=0)
+    circuit, tuning, questions = selection, as_pairs(tuning), _questions(questions)
+    l_emo, made = checked_layer(l_emo), {k: v for k, v in options.items() if k not in ("parts", "emotions")}
+    Veena([(0, 0)], l_emo=l_emo, **made)  # refuses options that are none before anything is looked for
     if not isinstance(selection, Circuit):
+        selection = as_pairs(selection)
         check_disjoint(selection, tuning)
         found = {"by": by, "heads": heads, "neurons": neurons, "words": words, "answer": answer, "progress": progress}
         circuit = find_circuit(vlm, selection, l_emo, **found)
@@ -136,9 +146,16 @@ def fit(
     return Fit(values[best.beta, best.gamma], circuit, table, stories, max_false)
 
 
+def _questions(given: Iterable[Question]) -> list[Question]:
+    questions = list(expected(given, Iterable, "a list of questions: [(picture, question, answer)]"))
+    if strange := [one for one in questions if not isinstance(one, tuple | list) or len(one) != 3]:
+        raise InputError(f"{said(strange[0])} is no question; expected (picture, question, answer).")
+    return questions
+
+
 def find_circuit(
     vlm: VLM,
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair],
     l_emo: int | None = None,
     *,
     by: str | HeadMap = PATCHING,
@@ -164,6 +181,9 @@ def find_circuit(
     """
     if not isinstance(by, HeadMap) and by not in RULES:
         raise InputError(f"by is {by!r}; expected {' or '.join(map(repr, RULES))}, or such a map of the same pairs.")
+    check_model(vlm)
+    pairs, heads, neurons = as_pairs(pairs), whole_number(heads, "heads", 0), whole_number(neurons, "neurons", 0)
+    l_emo = None if l_emo is None else checked_layer(l_emo)
     twins = [p if p.neutral_event is None else replace(p, event=p.neutral_event, neutral_event=None) for p in pairs]
     options: dict[str, Any] = {"words": words, "answer": answer, "progress": progress}
     if isinstance(by, HeadMap):
@@ -172,6 +192,9 @@ def find_circuit(
         found = head_map(vlm, twins, **options) if by == PATCHING else _amplification(vlm, pairs, l_emo, options)
     best = _placed(found, heads, l_emo)
     states = state_neurons(vlm, twins, k=neurons, **options).parts() if neurons else []
+    if not best and not states:
+        what = "no head passes its test" + " and patching confirms no neuron" * bool(neurons)
+        raise InputError(f"There is no circuit: with {len(pairs)} pairs {what}; give more pairs, a dozen an emotion or more.")
     return Circuit.of(vlm, best, states, pairs=pairs, metric=_METRIC)
 
 

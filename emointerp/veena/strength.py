@@ -1,7 +1,7 @@
 """Adaptive strength: how confident the model is of an emotion, and a VEENA eased by it, prompt by prompt."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, emotion_tokens, lens_logits
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
+from emointerp.models.prompts import as_prompts
+from emointerp.models.vlm import check_model
 from emointerp.tracing import Edit
 from emointerp.tracing.verbs import checked_layers
 from emointerp.veena.value import Veena
@@ -23,7 +25,7 @@ from emointerp.veena.value import Veena
 BEGUN = "I felt"  # how an answer begins, after which an emotion word is due
 
 
-def confidence(vlm: VLM, prompts: Sequence[Prompt], layer: int, answer: str = BEGUN, words: Words = None) -> pd.DataFrame:
+def confidence(vlm: VLM, prompts: Prompt | Iterable[Prompt], layer: int, answer: str = BEGUN, words: Words = None) -> pd.DataFrame:
     """What the unedited model makes of each prompt after a layer, and the `share` of the full strength that this asks for.
 
     A row a prompt, numbers from 0 to 1: `mass`, the lens's probability of all emotion words; `sure`, how far one emotion stands out
@@ -37,7 +39,8 @@ def confidence(vlm: VLM, prompts: Sequence[Prompt], layer: int, answer: str = BE
     It is read at the end of `answer`, which begins an answer: at the end of a question no emotion word is due (masses of 0.003),
     and how these are divided tells nothing. "": at the prompt's own last token, for prompts that have begun their answer.
     """
-    if not prompts:
+    check_model(vlm)
+    if not (prompts := as_prompts(prompts)):
         raise InputError("There are no prompts; make one with vlm.prompt(image, text).")
     if left_on(vlm):
         raise InputError("Confidence is that of the model without edits; leave what is on first.")
@@ -48,7 +51,7 @@ def confidence(vlm: VLM, prompts: Sequence[Prompt], layer: int, answer: str = BE
 
 
 def adaptive(
-    vlm: VLM, prompts: Sequence[Prompt], value: Veena, parts: str = "both", answer: str = BEGUN, words: Words = None
+    vlm: VLM, prompts: Prompt | Iterable[Prompt], value: Veena, parts: str = "both", answer: str = BEGUN, words: Words = None
 ) -> list[list[Edit]]:
     """Edits for each prompt with strengths `beta ** share`, the shares those of `confidence` at `value.l_emo`, in tenths.
 
@@ -58,8 +61,10 @@ def adaptive(
     return [value.eased(s).edits(parts) for s in tenths(confidence(vlm, prompts, layer_of(value), answer, words).share.tolist())]
 
 
-def predicted(vlm: VLM, prompts: Sequence[Prompt], answer: str = BEGUN, words: Words = None) -> list[str]:
+def predicted(vlm: VLM, prompts: Prompt | Iterable[Prompt], answer: str = BEGUN, words: Words = None) -> list[str]:
     """The emotion whose words the unedited model holds likeliest after `answer`, for each prompt; no label is seen."""
+    check_model(vlm)
+    prompts = as_prompts(prompts)
     if left_on(vlm):
         raise InputError("A prediction is that of the model without edits; leave what is on first.")
     with Sense.at(vlm, vlm.anatomy.n_layers - 1, answer, words) as sense:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from emointerp.errors import InputError
+from emointerp.given import expected
 from emointerp.lens import Words
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
@@ -41,7 +42,7 @@ def on(
     """
     if adaptive not in (None, PROMPT, STEP):
         raise InputError(f"adaptive is {adaptive!r}; expected None, {PROMPT!r} or {STEP!r}.")
-    value.check(vlm)
+    expected(value, Veena, "a Veena: Veena(upstream=[(5, 2)]), or fit(…).veena").check(vlm)
     if any(other.sense or adaptive for other in left_on(vlm)):
         raise InputError("An adaptive VEENA reads the model without edits, so nothing else can be on beside it; leave that first.")
     with ExitStack() as stack:

@@ -1,7 +1,6 @@
 """What is amplified, and how strongly, as a value that makes edits: VEE, ENA, and both."""
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,10 @@ import pandas as pd
 
 from emointerp.circuit import GENERAL, Circuit, head_name, neuron_name, revision
 from emointerp.errors import InputError
+from emointerp.given import expected, number, texts, whole_number
 from emointerp.models import VLM, Prompt
+from emointerp.models.prompts import as_prompts
+from emointerp.models.vlm import check_model
 from emointerp.tracing import Edit, ScaleAttention, ScaleNeurons, collect
 from emointerp.tracing.edits import FROM_LAST
 from emointerp.tracing.verbs import checked_layers
@@ -58,13 +60,13 @@ class Veena:
             object.__setattr__(self, name, _checked_places(name, getattr(self, name)))
         decode = self.beta if self.beta_decode is None else self.beta_decode
         for name, value in (("beta", self.beta), ("beta_decode", decode), ("gamma", self.gamma)):
-            object.__setattr__(self, name, _checked_strength(name, value))
-        spans = (self.prefill_at,) if isinstance(self.prefill_at, str) else tuple(self.prefill_at)
+            object.__setattr__(self, name, checked_strength(name, value))
+        spans = tuple(texts(self.prefill_at, "spans of prefill_at", some=False))
         object.__setattr__(self, "prefill_at", spans)
         if not (self.upstream or self.downstream or self.neurons):
             raise InputError("This VEENA is empty: it has no heads and no neurons. Give some, or a circuit that has.")
-        if self.l_emo is not None and (not isinstance(self.l_emo, Integral) or self.l_emo < 0):
-            raise InputError(f"l_emo is {self.l_emo!r}; expected the number of a layer, from 0 up, or None.")
+        if self.l_emo is not None:
+            object.__setattr__(self, "l_emo", checked_layer(self.l_emo))
         if self.form not in FORMS:
             raise InputError(f"form is {self.form!r}; expected {' or '.join(map(repr, FORMS))}.")
         if not spans or set(spans) - set(SPANS):
@@ -75,6 +77,7 @@ class Veena:
     @classmethod
     def of(cls, vlm: VLM, heads: Places = (), neurons: Places = (), *, l_emo: int, **options: Any) -> "Veena":
         """Of plain lists: heads up to `l_emo` are upstream, later ones downstream; `options` are the other fields."""
+        check_model(vlm)
         heads, l_emo = _checked_places("heads", heads), checked_layers(vlm, l_emo)[0]
         value = cls(*_sides(heads, l_emo), neurons, l_emo=l_emo, model=vlm.name, revision=revision(vlm), **options)
         value._check_sizes(vlm)
@@ -82,14 +85,15 @@ class Veena:
 
     @classmethod
     def from_circuit(
-        cls, circuit: Circuit, l_emo: int, *, parts: str = "both", emotions: Iterable[str] | None = None, **options: Any
+        cls, circuit: Circuit, l_emo: int, *, parts: str = "both", emotions: str | Iterable[str] | None = None, **options: Any
     ) -> "Veena":
         """The circuit's heads and state neurons; `parts` as in `only`, `options` are the other fields (beta, gamma, …).
 
         All emotions' parts, or those of some `emotions` and the general ones: chosen by the label, that is an oracle.
         """
-        known = {part.emotion for part in circuit.parts} - {GENERAL}
-        wanted = known if emotions is None else set(emotions)
+        expected(circuit, Circuit, "a circuit: find_circuit(vlm, pairs), or Circuit.load(file)")
+        l_emo, known = checked_layer(l_emo), {part.emotion for part in circuit.parts} - {GENERAL}
+        wanted = known if emotions is None else set(texts(emotions, "emotions", some=False))
         if strange := wanted - known:
             raise InputError(f"No part of the circuit serves {', '.join(sorted(strange))}; there are {', '.join(sorted(known))}.")
         mine = [part for part in circuit.parts if part.emotion in {*wanted, GENERAL}]
@@ -123,6 +127,7 @@ class Veena:
 
     def check(self, vlm: VLM) -> None:
         """InputError if the parts were found in another model, or if this one has no place for them."""
+        check_model(vlm)
         if self.revision and (here := revision(vlm)) != self.revision:
             found = f"This VEENA was made for {self.model!r} (revision {self.revision[:12]})"
             raise InputError(f"{found}, and the model is {vlm.name!r} (revision {here[:12]}): other weights, other heads.")
@@ -177,6 +182,7 @@ class Veena:
 
 
 def _checked_places(name: str, given: Places) -> tuple[Place, ...]:
+    expected(given, Iterable, f"a list of (layer, number) for {name}, such as [(5, 2)]")
     listed = [tuple(at) if isinstance(at, Iterable) and not isinstance(at, str) else (at,) for at in given]
     for at in listed:
         if len(at) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in at):
@@ -187,10 +193,14 @@ def _checked_places(name: str, given: Places) -> tuple[Place, ...]:
     return places
 
 
-def _checked_strength(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"{name} is {value!r}; expected a finite number above 0; 1 changes nothing.")
-    return float(value)
+def checked_strength(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    return number(value, name, above=0, why="; 1 changes nothing")
+
+
+def checked_layer(l_emo: Any) -> int:
+    """The number of a layer, from 0 up."""
+    return whole_number(l_emo, "l_emo", 0)
 
 
 def _sides(heads: Iterable[Place], l_emo: int) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
@@ -201,19 +211,19 @@ def _sides(heads: Iterable[Place], l_emo: int) -> tuple[tuple[Place, ...], tuple
 
 def _by_layer(places: Iterable[Place]) -> dict[int, list[int]]:
     groups: dict[int, list[int]] = defaultdict(list)
-    for layer, number in sorted(places):
-        groups[layer].append(number)
+    for layer, unit in sorted(places):
+        groups[layer].append(unit)
     return groups
 
 
-def signs(vlm: VLM, prompts: Sequence[Prompt], value: Veena) -> pd.DataFrame:
+def signs(vlm: VLM, prompts: Prompt | Iterable[Prompt], value: Veena) -> pd.DataFrame:
     """The neurons' activations m at the last prompt token: layer, neuron, mean, and the share of prompts in which m is `positive`.
 
     ENA makes larger what a neuron writes, in the sense that the sign of m gives it: scaling helps where that sense is the wanted
     one, and does harm where m is negative beside a picture whose emotion the value vector names.
     """
     value.check(vlm)
-    acts = [collect(vlm, prompt, ["neurons"], positions="last") for prompt in prompts]
+    acts = [collect(vlm, prompt, ["neurons"], positions="last") for prompt in as_prompts(prompts)]
     m = {at: np.array([float(one.neurons[at[0], 0, at[1]]) for one in acts]) for at in value.neurons}
     rows = [(*at, x.mean(), (x > 0).mean()) for at, x in m.items()]
     return pd.DataFrame(rows, columns=["layer", "neuron", "mean", "positive"])

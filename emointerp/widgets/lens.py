@@ -10,7 +10,7 @@ import numpy as np
 from comm import DummyComm
 
 from emointerp.errors import EmointerpError
-from emointerp.lens import ENTROPY, MASS, LogitLens, logit_lens
+from emointerp.lens import ENTROPY, MASS, LogitLens, Words, logit_lens
 from emointerp.markup import data_uri, thumbnail
 from emointerp.models import VLM
 from emointerp.plots import ShownFigure
@@ -92,8 +92,9 @@ class LensPanel(Panel):
     chosen picture, or None where it cannot be read.
     """
 
-    def __init__(self, vlm: VLM, pictures: Mapping[str, Any], event: str, answer: str):
-        self._read = lru_cache(maxsize=32)(lambda name: logit_lens(vlm, vlm.prompt(pictures[name], event, answer=answer)))
+    def __init__(self, vlm: VLM, pictures: Mapping[str, Any], event: str, answer: str, words: Words = None):
+        words = words and {label: tuple(some) for label, some in words.items()}  # read anew for each picture
+        self._read = lru_cache(maxsize=32)(lambda name: logit_lens(vlm, vlm.prompt(pictures[name], event, answer=answer), words))
         first = self._read(next(iter(pictures)))
         controls: dict[str, widgets.Widget] = {
             "picture": widgets.Dropdown(options=list(pictures), description="picture"),
@@ -163,6 +164,15 @@ def _scaled(every: np.ndarray, here: np.ndarray, show: str) -> tuple[np.ndarray,
     return (here - low) / (high - low), low, high
 
 
-def lens(vlm: VLM, pictures: Mapping[str, Any] | None = None, event: str = EVENT, answer: str = "I felt") -> LensPanel:
-    """A panel to read a model layer by layer; `pictures` maps names to pictures, by default a clear test scene an emotion."""
-    return LensPanel(vlm, pictures or clear_scenes(), event, answer)
+def lens(
+    vlm: VLM,
+    pictures: Mapping[str, Any] | None = None,
+    event: str = EVENT,
+    answer: str = "I felt",
+    words: Words = None,
+) -> LensPanel:
+    """A panel to read a model layer by layer; `pictures` maps names to pictures, by default a clear test scene an emotion.
+
+    `words` maps emotions, or the labels of a concept of yours, to words (`emotion_tokens`); by default those of the lexicon.
+    """
+    return LensPanel(vlm, pictures or clear_scenes(), event, answer, words)

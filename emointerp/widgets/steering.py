@@ -136,8 +136,7 @@ class SteeringPanel(Panel):
         directions: Directions,
         pictures: Mapping[str, Any],
         event: str,
-        layer: int,
-        alpha: float,
+        start: Push,
         alphas: Sequence[float],
         wheels: WheelsLike,
     ):
@@ -167,7 +166,7 @@ class SteeringPanel(Panel):
             grids = "".join(grid_html(*grid) for grid in every)
             return stories_html(one, stories, wheels) + grids + (_LEGEND if every else "")
 
-        controls = _controls(pictures, directions, event, layer, alpha, max(alphas))
+        controls = _controls(pictures, directions, event, start, max(alphas))
         layout = arranged(controls, wide=("event",))
         super().__init__(controls, view, layout, draw=lambda **values: draw(*found(**values), wheels))
 
@@ -180,14 +179,14 @@ class SteeringPanel(Panel):
 
 
 def _controls(
-    pictures: Mapping[str, Any], directions: Directions, event: str, layer: int, alpha: float, most: float
+    pictures: Mapping[str, Any], directions: Directions, event: str, start: Push, most: float
 ) -> dict[str, widgets.Widget]:
     return {
         "picture": widgets.Dropdown(options=list(pictures), description="picture"),
-        "emotion": widgets.Dropdown(options=directions.emotions, description="emotion"),
+        "emotion": widgets.Dropdown(options=directions.emotions, value=start.emotion, description="emotion"),
         "versus": widgets.Dropdown(options=(NONE, *directions.emotions), description="versus"),
-        "layer": widgets.IntSlider(layer, 0, directions.n_layers - 1, continuous_update=False, description="layer"),
-        "alpha": widgets.FloatSlider(value=alpha, min=0, max=most, step=0.05, continuous_update=False, description="alpha"),
+        "layer": widgets.IntSlider(start.layer, 0, directions.n_layers - 1, continuous_update=False, description="layer"),
+        "alpha": widgets.FloatSlider(value=start.alpha, min=0, max=most, step=0.05, continuous_update=False, description="alpha"),
         "grid": widgets.Checkbox(value=False, description="grid of all layers and alphas"),
         "event": widgets.Combobox(value=event, options=EVENTS, continuous_update=False, description="event"),
     }
@@ -374,6 +373,7 @@ def steering(
     pictures: Mapping[str, Any] | None = None,
     event: str = EVENT,
     *,
+    emotion: str | None = None,
     layer: int | None = None,
     alpha: float = 1.0,
     alphas: Sequence[float] = ALPHAS,
@@ -381,8 +381,8 @@ def steering(
 ) -> SteeringPanel:
     """A panel to push stories with; `pictures` maps names to pictures, by default clear test scenes and their neutral twins.
 
-    `layer` (None: the middle one) and `alpha` are where the sliders start; `alphas` are the columns of the grid, and the largest is
-    as far as the slider goes. Raises InputError where an alpha or the layer is out of range.
+    `emotion` (None: the first), `layer` (None: the middle one) and `alpha` are where the controls start; `alphas` are the columns
+    of the grid, and the largest is as far as the slider goes. Raises InputError where one of them is out of range or unknown.
     """
     layer = directions.n_layers // 2 if layer is None else layer
     alphas = sorted(set(map(float, alphas)))
@@ -391,7 +391,10 @@ def steering(
             f"The panel was to start at alpha {alpha:g} after layer {layer}, with alphas {alphas} in its grid; expected alphas "
             f"above 0 in the grid, a start from 0 to the largest, and a layer from 0 to {directions.n_layers - 1}."
         )
-    return SteeringPanel(vlm, directions, pictures or _pictures(), event, layer, alpha, alphas, wheels)
+    if emotion not in (None, *directions.emotions):
+        raise InputError(f"emotion is {emotion!r}; these directions are of {', '.join(directions.emotions)}.")
+    start = Push(emotion or directions.emotions[0], layer, alpha)
+    return SteeringPanel(vlm, directions, pictures or _pictures(), event, start, alphas, wheels)
 
 
 def _pictures() -> dict[str, Any]:

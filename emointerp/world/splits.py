@@ -5,12 +5,14 @@ events go with an emotion at the documented rates below; in all other splits the
 """
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emointerp.emotions import BASIC, NEUTRAL
 from emointerp.errors import InputError
+from emointerp.given import texts, whole_number
 from emointerp.world import face, setting
 from emointerp.world.events import SPLITS, loaded_events, neutral_events
 from emointerp.world.scene import UNSEEN_STYLES, Scene, sample_scene
@@ -56,9 +58,9 @@ def sample(
     hard: str | None = None,
     events: str = "neutral",
     intensity: tuple[float, float] = CLEAR,
-    emotions: tuple[str, ...] = (*BASIC, NEUTRAL),
+    emotions: str | Iterable[str] = (*BASIC, NEUTRAL),
 ) -> list[Example]:
-    """Draw examples of a split, emotions in turn, so that every emotion comes equally often.
+    """Draw `n` examples (1 or more) of a split, emotions in turn, so that every emotion comes equally often.
 
     `hard` is one of HARD_TESTS; `events` is "neutral", "loaded" (the event suggests the picture's emotion) or "conflict" (it
     suggests another one). The training mix of the documented rates is `training_example`.
@@ -70,6 +72,9 @@ def sample(
         raise InputError(f"Unknown split {split!r}; the splits are {', '.join(SPLITS)}.")
     if hard is not None and hard not in HARD_TESTS:
         raise InputError(f"Unknown hard test {hard!r}; there are {', '.join(HARD_TESTS)}.")
+    n, seed, emotions = whole_number(n, "n", 1), whole_number(seed, "seed", 0), texts(emotions, "emotions")
+    if strange := [emotion for emotion in emotions if emotion not in (*BASIC, NEUTRAL)]:
+        raise InputError(f"The drawn world has no {', '.join(map(repr, strange))}; it has {', '.join((*BASIC, NEUTRAL))}.")
     rng = np.random.default_rng([seed, zlib.crc32(f"{split} {hard}".encode())])
     events = "conflict" if hard == "conflict" else events
     examples = []
@@ -85,6 +90,7 @@ def face_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
     >>> len(face_scenes("test", 10))
     10
     """
+    n = whole_number(n, "n", 1)
     scenes = [example.scene for example in sample(split, n + n // 4 + 20, seed, intensity=TRAIN_INTENSITY)]
     return [scene for scene in scenes if scene.has_face][:n]
 
