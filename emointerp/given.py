@@ -41,6 +41,15 @@ def listed(given: Any, kind: Kind, name: str, make: str) -> list[Any]:
     return items
 
 
+def tuples(given: Any, parts: int, name: str, make: str) -> list[tuple]:
+    """Tuples of so many parts as a list, read once; what is none (`name`) is refused."""
+    items = list(expected(given, Iterable, make))
+    for item in items:
+        if not isinstance(item, tuple | list) or len(item) != parts:
+            raise InputError(f"{said(item)} is no {name}; expected {make}.")
+    return [tuple(item) for item in items]
+
+
 def texts(given: Any, name: str, some: bool = True) -> list[str]:
     """Texts as a list, read once: a lone one is one text, not its letters. With `some`, none at all is refused."""
     items = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]

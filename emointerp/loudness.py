@@ -79,6 +79,8 @@ def as_loud(
     >>> as_loud([0, 1], [2, 3, 4, 5], np.array([1.0, 9.0, 1.1, 9.1, 5.0, 5.1]), near=1, rng=np.random.default_rng(0))
     [2, 3]
     """
+    if near < 1:
+        raise InputError(f"near is {near}; expected 1 or more others to draw one from.")
     left, found = list(free), {}
     for unit in rng.permutation(list(units))[: len(left)].tolist():
         order = np.argsort(np.abs(norms[left] - norms[unit]), kind="stable")

@@ -54,7 +54,7 @@ class UnmodifiedPass(Saved):
         frame, (figure, axis) = self.to_frame(), new_figure(width=7.5, height=3.6)
         for column, (label, color) in SHOWN.items():
             band(axis, frame.index, frame[column], color, label)
-        axis.axhline(self.chance, color=QUIET, linestyle=":", linewidth=1)
+        axis.axhline(self.chance, color=QUIET, linestyle=":", linewidth=1, label="chance of the emotion")
         axis.set(ylim=(0, 1.03), xlabel="layer", ylabel="share of pictures", xticks=frame.index)
         axis.set_title("Read off the residual stream, nothing pushed")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC, NEUTRAL, EmotionWord, extract, named, score
 from emointerp.errors import InputError
-from emointerp.given import whole_number
+from emointerp.given import tuples, whole_number
 from emointerp.markup import data_uri, marked, thumbnail
 from emointerp.models import VLM, to_image
 from emointerp.models.familiarity import Familiarity, familiarity
@@ -82,7 +82,7 @@ def tell(vlm: VLM, picture: Any, event: str = EVENT, **options: Any) -> Telling:
 def tell_all(vlm: VLM, told: Iterable[tuple[Any, str]], progress: bool = True, batch: int = 32, **options: Any) -> list[Telling]:
     """The stories of many (picture, event) pairs, in batches."""
     check_model(vlm)
-    told, batch = list(told), whole_number(batch, "batch", 1)
+    told, batch = tuples(told, 2, "pair of picture and event", "a list of (picture, event)"), whole_number(batch, "batch", 1)
     tellings: list[Telling] = []
     for start in tqdm(range(0, len(told), batch), desc="stories", disable=not progress):
         some = told[start : start + batch]

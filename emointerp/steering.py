@@ -15,7 +15,7 @@ names the emotion and no other, and is about as likely, for the model without a 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -314,7 +314,7 @@ def steer(
     directions: Directions | Mapping[str, Directions | Iterable[Directions]],
     *,
     layers: Iterable[SupportsIndex] | SupportsIndex | None = None,
-    alphas: Iterable[float] | float = ALPHAS,
+    alphas: Iterable[SupportsFloat] | SupportsFloat = ALPHAS,
     towards: str | Iterable[str] | None = None,
     positions: Positions = FROM_LAST,
     max_new_tokens: int = 64,
@@ -439,7 +439,7 @@ class Projection(Saved):
             means = effect.xs(S).C.map(lambda c: c.mean).groupby(level="layer").max()
             axis.plot(means, color=INK, linestyle="--", linewidth=2, label="effect C, best alpha")
         axis.set(ylim=(-0.02, 1.05), xlabel="layer", ylabel="mass of its own words")
-        axis.set_title("What the directions say, and what they do")
+        axis.set_title("What the directions say" + ", and what they do" * (effect is not None))
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
         return figure
 

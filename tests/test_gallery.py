@@ -594,6 +594,7 @@ def test_the_command_line(collection, tmp_path, monkeypatch, capsys):
     assert run_cli(monkeypatch, "index", collection, "--out", tmp_path / "g", "--batch", "8") == 0
     said = capsys.readouterr().out
     assert f"21 pictures in {tmp_path / 'g'}, 21 of them new." in said and "'empty.png': " in said
+    assert f"In Python: ei.Gallery.open('{tmp_path / 'g'}'), then .top(feature)" in said
     assert len(Gallery.open(tmp_path / "g").top(0)) <= 21
     assert run_cli(monkeypatch, "index", tmp_path / "nowhere", "--out", tmp_path / "g") == 2
     assert "nowhere is not there; give a folder of pictures" in capsys.readouterr().err

@@ -79,6 +79,10 @@ REFUSED = {
     "S['joy']": r"^'joy' came; a direction is asked for by emotion and layer: S\['joy', 6\]",
     "mean_ablation(acts, 1)": r"stands where a list of donors is expected",
     "mean_ablation([acts], 1, neurons=3)": r"neurons is 3; expected a list of numbers",
+    "ei.tracing.patch([acts], 1, positions=[2])": r"^A list came; expected what collect\(vlm, prompt, …\) gives for one prompt",
+    "ei.tracing.perplexity(vlm, [p], ['I felt sad.'])": r"^A list came; expected one prompt: vlm.prompt\(image, text\)",
+    "ei.tracing.perplexity(p, vlm, ['I felt sad.'])": f"^A Prompt {VLM_FIRST}",
+    "ei.start_here.tell_all(vlm, ['a.png'])": r"^'a.png' is no pair of picture and event; expected a list of \(picture, event\)",
     # numbers that are none, or none that can be used
     "steer(vlm, pairs, S, layers='3')": r"Layer '3' is no whole number; this model has layers 0 to 7",
     "ei.collect(vlm, p, layers='3')": r"Layer '3' is no whole number",
@@ -125,7 +129,7 @@ REFUSED = {
     "fit(vlm, circuit, pairs, '3')": r"l_emo is '3'; expected a whole number",
     "fit(vlm, circuit, pairs, 3, form='x')": r"form is 'x'; expected 'scores' or 'weights'",
     "fit(vlm, circuit, pairs, 3, max_cost='x')": r"max_cost is 'x'; expected a finite number from 0 up",
-    "fit(vlm, circuit, pairs, 3, questions=['yes?'])": r"'yes\?' is no question; expected \(picture, question, answer\)",
+    "fit(vlm, circuit, pairs, 3, questions=['yes?'])": r"'yes\?' is no question; expected a list of \(picture, question, answer\)",
     "fit(vlm, circuit, pairs[0], 3)": r"stands where a list of pairs is expected",
     "fit(pairs, circuit, vlm, 3)": f"^A list {VLM_FIRST}",
     "find_circuit(vlm, pairs[0])": r"stands where a list of pairs is expected",
@@ -207,7 +211,7 @@ def test_edits_of_a_generator_are_done(vlm, prompts, as_given):
     said = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert ei.generate(vlm, prompts[0], as_given(edits), max_new_tokens=5) == said
     method = evaluation.edited("x", as_given(edits))
-    item = evaluation.Item(picture(0)[:48, :64], EVENT, "joy")
+    item = evaluation.Item("x", picture(0)[:48, :64], EVENT, "joy")
     assert method.answers(vlm, [item], evaluation.Decoding(max_new_tokens=5)) == [said]
 
 
@@ -298,7 +302,7 @@ def test_toy_models_of_lone_numbers_and_generators():
     assert train_toys(densities=0.5, **options).densities == (0.5,)
     listed, given_ = train_toys(densities=[1.0, 0.5], **options), train_toys(densities=(d for d in (1.0, 0.5)), **options)
     assert given_.densities == (1.0, 0.5) and torch.equal(given_.W, listed.W)
-    weights = train_toys(densities=torch.tensor(0.5), importance=iter([1, 0.5, 0.25]), **options).importance
+    weights = train_toys(densities=torch.tensor([0.5]), importance=iter([1, 0.5, 0.25]), **options).importance
     assert weights.tolist() == [1, 0.5, 0.25] == train_toys(densities=0.5, importance=0.5, **options).importance.tolist()
 
 

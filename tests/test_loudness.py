@@ -88,6 +88,8 @@ def test_as_loud_parts_are_among_the_nearest_and_each_is_drawn_once():
     assert set(np.flatnonzero(counts)) <= set(nearest[:7])  # two places may be taken by the others' draws
     assert counts[nearest[:5]].min() > 30
     assert sorted(as_loud([0, 1, 2], [8, 9], norms, 4, rng)) == [8, 9]  # there are no more
+    with pytest.raises(InputError, match="near is 0; expected 1 or more others to draw one from"):
+        as_loud([0], [8, 9], norms, 0, rng)
 
 
 def circuit_of(vlm, heads, neurons=()) -> Circuit:

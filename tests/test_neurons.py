@@ -564,6 +564,7 @@ def test_the_check_of_a_story():
         (lambda vlm, pairs: neuron_scores(vlm, pairs, HEAD, "sky", **quiet), "sources is 'sky'; expected Sources, or one of 'vis"),
         (lambda vlm, pairs: check_neurons(vlm, pairs, [], **quiet), r"There are no neurons; expected \(layer, neuron\) pairs"),
         (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 48)], **quiet), r"no neuron \(0, 48\); .* has neurons 0 to 47"),
+        (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], sets=0, **quiet), "sets is 0; expected 1 or more random sets"),
         (lambda vlm, pairs: check_neurons(vlm, pairs, [(0, 4)], near=1, **quiet), "near is 1; expected 2 or more neurons of a lay"),
         (lambda vlm, pairs: check_neurons(vlm, pairs, [(2, n) for n in range(30)], apart=True, **quiet),
          "30 of layer 2's 48 neurons are tested, so too few others are left .* test fewer, or leave `apart` False"),

@@ -11,6 +11,8 @@ import pytest
 import tiny_families
 from test_tour_families import WORDS
 
+from emointerp.course import exercises
+
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "03_saliency.ipynb"
 LOADS = "vlm = ei.load()"
 SMALLER = {'("direction", 350)': '("direction", 42)', '("test", 36': '("test", 6', '("tuning", 24': '("tuning", 4', "n=25": "n=2"}
@@ -52,4 +54,7 @@ def test_notebook_03_runs_on_every_family_with_one_line_changed(family, monkeypa
     assert METHODS < set(names["checked"].methods) and not names["checked"].left_out
     assert names["checked"].table[["deletion", "insertion", "inside", "area"]].notna().all().all()
     assert "left out" not in " ".join(str(some) for some in shown)
+    for exercise in exercises(json.loads(NOTEBOOK.read_text()))[:2]:  # the others' answers are the bundled model's
+        run(exercise.answered, names)
+        assert run(exercise.check, names), exercise.name
     assert names["found"].map.shape == (128, 128) and names["found"].map.max() > 0

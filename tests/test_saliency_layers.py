@@ -106,6 +106,16 @@ def test_windows_change_the_order():
     assert windows[0, 4:8].tolist() == [16, 17, 20, 21] and windows[4, 0] == 32
 
 
+@torch.no_grad()
+def test_windows_at_the_edge_may_be_smaller(monkeypatch):
+    """Windows of 3 x 3 merged patches on 4 x 4 of them: what is left over is a window of its own."""
+    tower = load_tower(tiny_families.vlm("qwen2_5_vl"))
+    monkeypatch.setattr(tower.model, "window_size", 48)
+    where = places(tower)
+    hidden = seen(tower, tower.pixels(FACES[:1]), tower.model.blocks[-1:])[0]["hidden"]
+    assert torch.equal(in_rows(tower, hidden)[0], hidden[where]) and where.reshape(SIDE, SIDE)[0, 6] == 36
+
+
 @pytest.mark.parametrize("name", QWENS)
 def test_grad_cam_of_qwens_towers_by_hand(name):
     tower = load_tower(tiny_families.vlm(name))

@@ -203,8 +203,6 @@ def contest(
     _check_parts(selection, tuning)
     looks = _looks(vlm, selection, l_emo, options)
     circuit = _apart(veena.find_circuit(vlm, selection, l_emo, by=looks, **options), tuning)
-    if not circuit.heads and not circuit.neurons:
-        raise InputError("On the selection pairs no head and no neuron passes its test: nothing to amplify. Give more pairs.")
     best = veena.fit(vlm, circuit, tuning, l_emo, betas=betas, gammas=gammas, **options).veena
     louder = replace(best, gamma=min(gamma for gamma in gammas if gamma > 1)) if best.gamma == 1 else best
     by_emotion = _by_emotion(vlm, looks, circuit, louder)

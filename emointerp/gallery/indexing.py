@@ -28,16 +28,17 @@ class Indexed:
     vanished: tuple[str, ...] = field(repr=False)
 
     def __str__(self) -> str:
-        failures, lines = (
-            self.gallery.failures(),
-            [f"{len(self.gallery)} pictures in {self.gallery.folder}, {self.added} of them new."],
-        )
+        failures = self.gallery.failures()
+        lines = [f"{len(self.gallery)} pictures in {self.gallery.folder}, {self.added} of them new."]
         if len(failures):
             lines.append(f"{len(failures)} could not be read:")
             lines += [f"  {row.path!r}: {row.reason}" for row in failures.head(SHOWN).itertuples()]
             lines += ["  …"] * (len(failures) > SHOWN)
         if self.vanished:
             lines.append(f"{len(self.vanished)} are no longer there ({self.vanished[0]!r} …); --forget leaves them out.")
+        lines.append(
+            f"In Python: ei.Gallery.open({str(self.gallery.folder)!r}), then .top(feature), .nearest(picture) or .along(direction)."
+        )
         return "\n".join(lines)
 
 

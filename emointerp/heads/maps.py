@@ -169,6 +169,7 @@ class HeadMap(Saved):
         limit = max(1e-6, effect.abs().max())
         drawn = draw_map(axis, effect, None if self.kind == "attribution" else frame.corrected <= alpha, vmin=-limit, vmax=limit)
         axis.set_title(f"{self.kind.capitalize()} heads, {TITLES[self.direction]}")
+        axis.set_xlabel("head" if self.kind == "attribution" else f"head (dots: corrected p at most {alpha:g})")
         figure.colorbar(drawn, ax=axis, label=f"share of the gap closed ({self.metric})")
         return figure
 

@@ -78,7 +78,7 @@ def check_neurons(
     All runs' neurons of the tested layers at the tokens are in memory at once.
     """
     neurons = tuple(sorted(checked_places(vlm, neurons, "neuron")))
-    _check_room(neurons, vlm.anatomy.d_mlp, near, apart)
+    _check_room(neurons, vlm.anatomy.d_mlp, sets, near, apart)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
     _check_story(measure, tokens)
     answer = answer if measure.metrics else ""
@@ -124,8 +124,10 @@ def _settings(
     }
 
 
-def _check_room(neurons: Set, n: int, near: int | None, apart: bool) -> None:
+def _check_room(neurons: Set, n: int, sets: int, near: int | None, apart: bool) -> None:
     """Refuse what leaves no other sets to compare with."""
+    if sets < 1:
+        raise InputError(f"sets is {sets}; expected 1 or more random sets to compare with, 100 for a p as small as 0.01.")
     if near is not None and near < (1 if apart else 2):
         raise InputError(f"near is {near}; expected {1 if apart else 2} or more neurons of a layer to draw one from.")
     for layer, count in Counter(layer for layer, _ in neurons).items():

@@ -8,6 +8,7 @@ stored, and in what shape, turns on the sparsity. Own code, because no library t
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -180,8 +181,8 @@ def _draw_gram(axis: object, W: Tensor) -> None:
 def train_toys(
     features: int = 5,
     hidden: int = 2,
-    densities: Iterable[float] | float = (1.0, 0.2, 0.05),
-    importance: float | Iterable[float] = 0.9,
+    densities: Iterable[SupportsFloat] | SupportsFloat = (1.0, 0.2, 0.05),
+    importance: Iterable[SupportsFloat] | SupportsFloat = 0.9,
     *,
     seeds: int = 12,
     steps: int = 2000,
@@ -239,7 +240,7 @@ def _losses(W: Tensor, b: Tensor, x: Tensor, weight: Tensor, relu: bool) -> Tens
     return (error.pow(2) * weight).sum(-1).mean(-1)
 
 
-def _checked(features: int, hidden: int, densities: list[float], importance: float | Iterable[float]) -> Tensor:
+def _checked(features: int, hidden: int, densities: list[float], importance: Iterable[SupportsFloat] | SupportsFloat) -> Tensor:
     """The importance of each feature, after what was asked for has been looked at."""
     if not 1 <= hidden <= features:
         raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emointerp.errors import InputError
-from emointerp.given import index_of, listed
+from emointerp.given import expected, index_of, listed
 from emointerp.tracing.activations import Activations
 from emointerp.tracing.edits import Positions, SetHead, SetNeurons, SetResidual, Write
 
@@ -22,6 +22,7 @@ def patch(
 
     The two prompts are aligned: token i of one stands for token i of the other, as in pairs of equal text.
     """
+    expected(donor, Activations, "what collect(vlm, prompt, …) gives for one prompt")
     neurons = _read(neurons)
     places = tuple(positions) if isinstance(positions, Iterable) else (positions,)
     if not places or any(index_of(p) is None for p in places):

@@ -14,11 +14,10 @@ True
 
 import hashlib
 import json
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import torch
 from safetensors import SafetensorError
@@ -90,7 +89,7 @@ class AddVector(Write):
 
     site, how = "residual", "add"
     vector: Tensor
-    alpha: numbers.Real | Tensor = 1.0
+    alpha: SupportsFloat = 1.0
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
@@ -171,7 +170,7 @@ class ScaleNeurons(Write):
 
     site, how = "neurons", "scale"
     neurons: Sequence[SupportsIndex]
-    factor: numbers.Real | Tensor
+    factor: SupportsFloat
     positions: Positions = FROM_LAST
 
     def __post_init__(self) -> None:
@@ -194,7 +193,7 @@ class ScaleAttention(Edit):
     `renormalise=False` the weights are scaled after the softmax and left as they are, so that they no longer sum to 1.
     """
 
-    factor: numbers.Real | Tensor
+    factor: SupportsFloat
     query: Positions = FROM_LAST
     key: Positions = "visual"
     heads: Sequence[SupportsIndex] | None = None

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emointerp.errors import InputError
-from emointerp.given import texts
+from emointerp.given import expected, texts
 from emointerp.models import VLM, Prompt
+from emointerp.models.vlm import check_model
 from emointerp.tracing.branches import Branches, prefix_of
 from emointerp.tracing.overflow import check_finite
 from emointerp.tracing.remote import following
@@ -22,6 +23,8 @@ def answer_log_probs(vlm: VLM, prompt: Prompt, answers: str | Iterable[str]) -> 
 
     The prompt is read once; the answers run behind it as rows of a batch. Raises InputError for an empty answer.
     """
+    check_model(vlm)
+    expected(prompt, Prompt, "one prompt: vlm.prompt(image, text)")
     answers = texts(answers, "answers", some=False)
     ids = [torch.tensor(_tokens(vlm, prompt, answer), device=vlm.device) for answer in answers]
     chunk = max(1, TOKENS // max(map(len, ids), default=1))

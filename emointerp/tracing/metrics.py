@@ -70,6 +70,7 @@ def first_token(vlm: VLM, text: str) -> tuple[int, bool]:
 
 def logit_mass(vlm: VLM, words: str | Iterable[str]) -> Metric:
     """Log of the summed probability of the words' first tokens, in nats; a text is one word."""
+    check_model(vlm)
     words = texts(words, "words")
     ids, name = first_tokens(vlm, words), f"log p({words[0]}{', …' * (len(words) > 1)})"
     return Metric(lambda logits: F.log_softmax(logits, -1)[:, ids].logsumexp(-1), name=name)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from emointerp.circuit import Circuit, Head
 from emointerp.emotions import NEUTRAL, same_answer, score
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
-from emointerp.given import expected, number, numbers, said, whole_number
+from emointerp.given import number, numbers, tuples, whole_number
 from emointerp.heads import HeadMap, amplification_map, head_map
 from emointerp.heads.maps import LOOKING
 from emointerp.lens import Words, metrics_of
@@ -88,8 +88,8 @@ def fit(
     tuning: Iterable[Pair],
     l_emo: int,
     *,
-    betas: Iterable[float] | float = (1, 1.5, 2, 4, 8, 16, 32),
-    gammas: Iterable[float] | float = (1, 1.2, 1.5),
+    betas: Iterable[SupportsFloat] | SupportsFloat = (1, 1.5, 2, 4, 8, 16, 32),
+    gammas: Iterable[SupportsFloat] | SupportsFloat = (1, 1.2, 1.5),
     questions: Iterable[Question] = (),
     max_false: float = 0.02,
     max_cost: float = 1.5,
@@ -122,7 +122,8 @@ def fit(
     limits = {"max_false": max_false, "max_cost": max_cost, "max_wrong": max_wrong}
     for name, limit in limits.items():
         number(limit, name, least=0)
-    circuit, tuning, questions = selection, as_pairs(tuning), _questions(questions)
+    circuit, tuning = selection, as_pairs(tuning)
+    questions = tuples(questions, 3, "question", "a list of (picture, question, answer)")
     l_emo, made = checked_layer(l_emo), {k: v for k, v in options.items() if k not in ("parts", "emotions")}
     Veena([(0, 0)], l_emo=l_emo, **made)  # refuses options that are none before anything is looked for
     if not isinstance(selection, Circuit):
@@ -144,13 +145,6 @@ def fit(
     table = _tried(stories, max_false, max_cost, right, max_wrong)
     best = table[table.chosen].iloc[0]
     return Fit(values[best.beta, best.gamma], circuit, table, stories, max_false)
-
-
-def _questions(given: Iterable[Question]) -> list[Question]:
-    questions = list(expected(given, Iterable, "a list of questions: [(picture, question, answer)]"))
-    if strange := [one for one in questions if not isinstance(one, tuple | list) or len(one) != 3]:
-        raise InputError(f"{said(strange[0])} is no question; expected (picture, question, answer).")
-    return questions
 
 
 def find_circuit(

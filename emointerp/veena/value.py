@@ -4,9 +4,9 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -45,9 +45,9 @@ class Veena:
     upstream: Places = ()
     downstream: Places = ()
     neurons: Places = ()
-    beta: Real = 1.5
-    beta_decode: Real | None = None
-    gamma: Real = 1.4
+    beta: SupportsFloat = 1.5
+    beta_decode: SupportsFloat | None = None
+    gamma: SupportsFloat = 1.4
     form: str = "scores"
     prefill_at: Sequence[str] = ("query",)
     l_emo: int | None = None
