@@ -54,7 +54,7 @@ def neuron_name(layer: int, neuron: int) -> str:
 
 @dataclass(frozen=True)
 class Head:
-    """A head of a circuit. `score`: its effect on the circuit's metric; `p`: corrected; `position`: the span at which it writes."""
+    """A head of a circuit. `score`: its effect, a share of the metric's gap; `p`: corrected; `position`: the span where it writes."""
 
     layer: int
     head: int
@@ -80,7 +80,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Neuron:
-    """A neuron of a circuit; `kind` is "trigger" (upstream, at a source token) or "state" (at the last token)."""
+    """A neuron of a circuit; `kind` is "trigger" (upstream, at a source token) or "state" (at the last token).
+
+    `score`: its effect in the metric's own unit, nats for log mass.
+    """
 
     layer: int
     neuron: int
@@ -331,13 +334,17 @@ class Circuit:
     def plot(self) -> Figure:
         """Layers from bottom to top, columns V, Q and L. Circles are heads, squares state neurons, triangles trigger neurons.
 
-        Edges are as wide as their weights, each beside the widest; negative ones are dashed.
+        Edges are as wide as their weights beside the widest that leaves a node of the same kind, since heads' scores are shares of a
+        gap and neurons' are not; negative ones are dashed.
         """
         spots, top = self._spots()
         figure, axis = new_figure(width=9.5, height=1.8 + 0.62 * (top + 2))
-        widest = max((abs(edge.weight) for edge in self.edges), default=0.0) or 1.0
+        kinds, widest = {part.name: part.kind for part in self.parts}, defaultdict(float)
         for edge in self.edges:
-            (x0, y0), (x1, y1), share = spots[edge.source], spots[edge.target], abs(edge.weight) / widest
+            widest[kinds.get(edge.source)] = max(widest[kinds.get(edge.source)], abs(edge.weight))
+        for edge in self.edges:
+            (x0, y0), (x1, y1) = spots[edge.source], spots[edge.target]
+            share = abs(edge.weight) / (widest[kinds.get(edge.source)] or 1.0)
             style = {"linestyle": "-" if edge.weight >= 0 else "--", "linewidth": 0.5 + 3 * share, "alpha": 0.1 + 0.65 * share}
             axis.plot([x0, x1], [y0, y1], color=GRAY, zorder=1, solid_capstyle="round", **style)
         for part in self.parts:
@@ -372,6 +379,7 @@ class Circuit:
 
 _BOX = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": QUIET}
 _MARKERS = {"head": "o", "state": "s", "trigger": "^"}
+_LABELS = {"head": "head, its number", "state": "state neuron, its number", "trigger": "trigger neuron, its number"}
 _split, _name, _event = (lambda p: p.split), (lambda p: p.name), (lambda p: p.event)
 
 
@@ -390,7 +398,10 @@ def _legend(parts: Sequence[Part]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     style = {"linestyle": "", "markersize": 8}
-    kinds = [Line2D([], [], marker=_MARKERS.get(k, "D"), color=QUIET, label=k, **style) for k in {p.kind: 0 for p in parts}]
+    kinds = [
+        Line2D([], [], marker=_MARKERS.get(k, "D"), color=QUIET, label=_LABELS.get(k, k), **style)
+        for k in {p.kind: 0 for p in parts}
+    ]
     emotions = {part.emotion: 0 for part in parts}
     return kinds + [Line2D([], [], marker="o", color=_color(e), label=e, **style) for e in emotions]
 

@@ -181,11 +181,10 @@ def evaluate(
     from emointerp.evaluation.mer_unibench import folders
     from emointerp.evaluation.tables import NONE
     from emointerp.models import load
-    from emointerp.reproduce.material import from_table
 
     if data:
         folders(data)  # refuses, before a model is loaded, what holds no set
-    material = None if pairs is None else from_table(pairs)
+    material = None if pairs is None else _material(pairs)
     methods, folder = standard(method or ()), out or Path(f"emointerp-{benchmark.value}")
     vlm = load(model, device=device, dtype=dtype)
     if world:
@@ -199,6 +198,13 @@ def evaluate(
         ask(standard([NONE]))  # what is refused is refused before the fit
         methods = _fitted(vlm, material, l_emo, known=model == BUNDLED, oracles=world)
     print(f"{write(ask(methods), folder)}\n\nKept in: {folder}")
+
+
+def _material(pairs: Path) -> "Material":
+    """Pairs of one's own in four parts."""
+    from emointerp.reproduce.material import from_table
+
+    return from_table(pairs)
 
 
 def _own(material: "Material | None") -> dict[str, Any]:
@@ -218,10 +224,11 @@ def _fitted(vlm: "VLM", material: "Material | None", l_emo: int | None, known: b
     that sees them is none there: without `oracles` these are left out.
     """
     from emointerp.evaluation import contest, emotional_layer
-    from emointerp.reproduce.sizes import FULL
 
     parts = {}
     if material is not None:
+        from emointerp.reproduce.sizes import FULL
+
         counts = ", ".join(f"{role} {n}" for role, n in material.counts.items())
         print("\n".join([f"Fitted on pairs of {material.source}: {counts}.", *material.said, *material.warned]))
         parts = {role: material.of(role, FULL.pairs[role]) for role in ("direction", "selection", "tuning")}

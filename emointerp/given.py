@@ -70,16 +70,21 @@ def numbers(given: Any, name: str = "numbers", *, least: float = -math.inf, abov
     return [number(item, name, least=least, above=above) for item in items]
 
 
-def number(given: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, why: str = "") -> float:
-    """A finite number of whatever type, tensors and arrays of no axes among them; truth values and texts are none."""
+def number(
+    given: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, why: str = "", endless: bool = False
+) -> float:
+    """A finite number of whatever type, tensors and arrays of no axes among them; truth values and texts are none.
+
+    With `endless`, infinity may be given too: no limit.
+    """
     value = given.item() if getattr(given, "ndim", None) == 0 and hasattr(given, "item") else given
     try:
         found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # a whole number of more than 308 digits
         found = math.inf
-    if not math.isfinite(found) or found < least or found <= above:
+    if math.isnan(found) or (math.isinf(found) and not endless) or found < least or found <= above:
         bound = f" above {above:g}" if above > -math.inf else f" from {least:g} up" if least > -math.inf else ""
-        raise InputError(f"{name} is {said(given)}; expected a finite number{bound}{why}.")
+        raise InputError(f"{name} is {said(given)}; expected a {'finite ' * (not endless)}number{bound}{why}.")
     return found
 
 

@@ -25,7 +25,7 @@ from emointerp.statistics import Interval
 FORMAT, VERSION = "emointerp result", 1
 ABOUT, TENSORS = "result.json", "tensors.safetensors"
 CODED = "columns in JSON"
-R = TypeVar("R", bound="Saved")
+_Result = TypeVar("_Result", bound="Saved")
 
 
 class Saved:
@@ -59,7 +59,7 @@ class Saved:
         return place
 
     @classmethod
-    def load(cls: type[R], folder: str | Path) -> R:
+    def load(cls: type[_Result], folder: str | Path) -> _Result:
         """Read what `save` wrote. InputError says what is missing, damaged or of another kind."""
         place = Path(folder)
         try:

@@ -331,7 +331,7 @@ def steer(
     """
     check_model(vlm)
     pairs, drawn, layers = _checked_pairs(pairs, wheels), _drawn(directions), checked_layers(vlm, layers)
-    alphas, max_cost = numbers(alphas, "alphas"), number(max_cost, "max_cost", above=0)
+    alphas, max_cost = numbers(alphas, "alphas"), number(max_cost, "max_cost", above=0, endless=True)
     positions = tuple(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else positions
     targets = [OWN] if towards is None else texts(towards, "towards")
     if towards is not None:
@@ -364,9 +364,8 @@ def _drawn(given: Directions | Mapping[str, Directions | Iterable[Directions]]) 
     named = {S: given} if isinstance(given, Directions) else expected(given, Mapping, make)
     if S not in named:
         raise InputError(f"Among the directions {', '.join(map(repr, named))} is no 'S'; call the one that is tested so.")
-    lists = {name: [some] if isinstance(some, Directions) else listed(some, Directions, "direction", make)
-             for name, some in named.items()}  # fmt: skip
-    return {(name, i): d for name, some in lists.items() for i, d in enumerate(some)}
+    several = {name: [some] if isinstance(some, Directions) else some for name, some in named.items()}
+    return {(name, i): d for name, some in several.items() for i, d in enumerate(listed(some, Directions, "direction", make))}
 
 
 def _with_costs(table: pd.DataFrame, vlm: VLM, prompts: Sequence[Prompt], drawn: Mapping[tuple, Directions]) -> pd.DataFrame:

@@ -72,6 +72,7 @@ REFUSED = {
     "ei.steering_vectors(pairs, vlm)": f"^A list {VLM_FIRST}",
     "ei.veena.on(vlm, None).__enter__()": r"^None came; expected a Veena",
     "ei.veena.on(p, ei.Veena([(0, 0)])).__enter__()": f"^A Prompt {VLM_FIRST}",
+    "ei.veena.adaptive(vlm, [p], None)": r"^None came; expected a Veena",
     "ei.Veena(3)": r"^3 came; expected a list of \(layer, number\) for upstream, such as \[\(5, 2\)\]",
     "ei.Veena.from_circuit('c.json', 3)": r"^'c.json' came; expected a circuit: .* Circuit.load\(file\)",
     "ei.veena.confidence(vlm, 'hi', 3)": r"^'hi' is no list of prompts",
@@ -106,14 +107,14 @@ REFUSED = {
     "S['joy', '3']": r"The layer is '3'; expected a whole number",
     "steer(vlm, pairs, S, alphas='2')": r"alphas is '2'; expected a finite number",
     "steer(vlm, pairs, S, alphas=[])": r"The alphas are an empty list",
-    "steer(vlm, pairs, S, max_cost='3')": r"max_cost is '3'; expected a finite number above 0",
+    "steer(vlm, pairs, S, max_cost='3')": r"max_cost is '3'; expected a number above 0",
     "ei.AddVector(1, vector, '2')": r"AddVector: alpha is '2'; expected a finite number",
     "ei.AddVector(1, vector, torch.tensor([1.0, 2.0]))": r"AddVector: alpha is a Tensor; expected a finite number",
     "ei.AddVector(1, vector, torch.tensor(float('inf')))": r"AddVector: alpha is tensor\(inf\); expected a finite number",
     "ei.Veena.from_circuit(circuit, '3')": r"l_emo is '3'; expected a whole number from 0 up",
     "ei.Veena([(0, 0)], beta='8')": r"beta is '8'; expected a finite number above 0; 1 changes nothing",
     "train_toys(features='3', progress=False)": r"features is '3'; expected a whole number from 1 up",
-    "train_toys(densities=[0.5, 'x'], progress=False)": r"densities is 'x'; expected a finite number above 0",
+    "train_toys(densities=[0.5, 'x'], progress=False)": r"densities is 'x'; expected a finite number",
     "train_toys(importance='x', progress=False)": r"importance is 'x'; expected a finite number",
     # texts
     "logit_mass(vlm, [])": r"The words are an empty list; give one or more",
@@ -128,7 +129,7 @@ REFUSED = {
     "fit(vlm, circuit, pairs, 3, gammas=[0])": r"gammas is 0; expected a finite number above 0",
     "fit(vlm, circuit, pairs, '3')": r"l_emo is '3'; expected a whole number",
     "fit(vlm, circuit, pairs, 3, form='x')": r"form is 'x'; expected 'scores' or 'weights'",
-    "fit(vlm, circuit, pairs, 3, max_cost='x')": r"max_cost is 'x'; expected a finite number from 0 up",
+    "fit(vlm, circuit, pairs, 3, max_cost='x')": r"max_cost is 'x'; expected a number from 0 up",
     "fit(vlm, circuit, pairs, 3, questions=['yes?'])": r"'yes\?' is no question; expected a list of \(picture, question, answer\)",
     "fit(vlm, circuit, pairs[0], 3)": r"stands where a list of pairs is expected",
     "fit(pairs, circuit, vlm, 3)": f"^A list {VLM_FIRST}",
@@ -336,7 +337,8 @@ def test_numbers_of_every_library_are_read():
     assert all(type(ei.AddVector(3, vector, a).alpha) is float for a in halves)
     assert [given.whole_number(n, "n") for n in (3, np.int64(3), torch.tensor(3))] == [3] * 3
     assert given.numbers(torch.tensor([0.5, 1.0])) == [0.5, 1.0] and given.numbers(torch.tensor(2.0)) == [2.0]
-    for strange in (True, "1", None, 1j, [1.0], torch.ones(2), float("nan"), 10**400):
+    assert given.number(float("inf"), "limit", least=0, endless=True) == float("inf")
+    for strange in (True, "1", None, 1j, [1.0], torch.ones(2), float("nan"), float("inf"), 10**400):
         with pytest.raises(InputError, match="alpha is .*; expected a finite number"):
             given.number(strange, "alpha")
     for strange in (True, 1.0, "1", None, np.ones(2)):

@@ -243,7 +243,7 @@ def test_a_cold_sample_is_greedy(random_vlm, prompts):  # noqa: F811
 
 
 def test_a_negative_temperature(random_vlm, prompts):  # noqa: F811
-    with pytest.raises(InputError, match=r"temperature is -0.5; expected 0 \(greedy\) or more"):
+    with pytest.raises(InputError, match=r"temperature is -0.5; expected a finite number from 0 up \(0 is greedy\)"):
         random_vlm.generate(prompts, temperature=-0.5)
 
 

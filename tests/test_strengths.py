@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import tiny_families
+import torch
 from tiny_models import picture
 
 from emointerp.circuit import Circuit, Head
@@ -16,6 +17,7 @@ from emointerp.evaluation import conflict_pairs, harness, strengths
 from emointerp.evaluation.items import CONFLICT, Item
 from emointerp.evaluation.methods import Decoding, Method
 from emointerp.evaluation.strengths import amplified, by_label, by_prediction, contest, random_like, tuned
+from emointerp.heads import HeadMap
 from emointerp.heads.maps import LOOKING
 from emointerp.models import load
 from emointerp.pairs import Pair
@@ -23,6 +25,7 @@ from emointerp.start_here import conflict_intensities
 from emointerp.steering import Steering
 from emointerp.tracing import generate
 from emointerp.veena import Veena, adaptive, on
+from emointerp.veena.strength import Sense
 from emointerp.world.splits import split_of
 
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
@@ -120,8 +123,16 @@ def test_amplified_asks_with_the_edits_of_the_value():
     assert told == [generate(vlm, prompt, edits, max_new_tokens=5) for prompt, edits in zip(prompts, each, strict=True)]
 
 
-def test_amplified_by_step_asks_while_veena_is_on_and_leaves_nothing_behind():
-    """Rows told together are those of `vlm.generate` one by one under `veena.on`; afterwards the model is as it was."""
+def test_amplified_by_step_asks_while_veena_is_on_and_leaves_nothing_behind(monkeypatch):
+    """Rows told together are those of `vlm.generate` one by one under `veena.on`; afterwards the model is as it was.
+
+    A random model is sure of nothing: its shares are written here, by what stands at l_emo, so that rows and steps differ.
+    """
+
+    def now(sense):
+        return torch.stack([torch.full((len(sense.last),), 0.9), torch.sigmoid(10 * sense.last.float().mean(1))], -1)
+
+    monkeypatch.setattr(Sense, "now", now)
     vlm = tiny_families.vlm("qwen2_vl")
     value = Veena([(0, 1)], [(2, 2), (3, 0)], [(1, 4)], beta=50.0, gamma=8.0, l_emo=1)
     some = [Item("test", picture(i)[:48, :64], text, "joy") for i, text in enumerate(("It rained.", "I ate soup at home."))]
@@ -184,8 +195,10 @@ def test_the_contest_takes_pairs_of_ones_own_for_each_part(monkeypatch):
         return lambda vlm, pairs, *rest, **options: asked.setdefault(name, []).append(list(pairs)) or give
 
     found = Circuit("m", "r", (Head(2, 1, 0.5, 0.01),), pairs=(), events=("It was number 0.", "Other."))
-    monkeypatch.setattr(strengths, "amplification_map", noted("amplified", SimpleNamespace(direction=LOOKING)))
-    monkeypatch.setattr(strengths, "head_map", noted("patched", SimpleNamespace(direction="denoising")))
+    monkeypatch.setattr(
+        strengths, "amplification_map", noted("amplified", HeadMap(pd.DataFrame(), "log mass", LOOKING, "amplifying"))
+    )
+    monkeypatch.setattr(strengths, "head_map", noted("patched", HeadMap(pd.DataFrame(), "log mass", "denoising")))
     monkeypatch.setattr(strengths.veena, "find_circuit", noted("circuit", found))
     monkeypatch.setattr(strengths, "steering_vectors", noted("S", None))
     monkeypatch.setattr(strengths, "_by_emotion", lambda *_: {})
@@ -220,16 +233,14 @@ def test_the_contest_takes_pairs_of_ones_own_for_each_part(monkeypatch):
     assert asked["S"] == [["direction"] * 120] and len(asked["amplified"][0]) == len(fits[0][1]) == 4
 
 
-def test_what_a_contest_cannot_be_fitted_on_is_refused(monkeypatch):
+def test_what_a_contest_cannot_be_fitted_on_is_refused():
     vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs(6)
+    with pytest.raises(InputError, match="Layer 4 is out of range; this model has layers 0 to 3"):
+        contest(vlm, 4, selection=pairs[:3], tuning=pairs[3:])
     with pytest.raises(InputError, match="tuning has 1 pairs; two or more are needed"):
         contest(vlm, 1, selection=pairs[:3], tuning=pairs[3:4])
     with pytest.raises(InputError, match="2 emotional pictures stand in both sets; take pairs of different splits"):
         contest(vlm, 1, selection=pairs[:4], tuning=pairs[2:])
-    monkeypatch.setattr(strengths, "_looks", lambda *_: None)
-    monkeypatch.setattr(strengths.veena, "find_circuit", lambda *_, **__: Circuit("m", "r", (), pairs=()))
-    with pytest.raises(InputError, match="no head and no neuron passes its test: nothing to amplify"):
-        contest(vlm, 1, selection=pairs[:3], tuning=pairs[3:])
 
 
 @pytest.mark.parametrize(("clean", "hit", "found"), [({1: 0.5, 2: 0.25}, {}, 1), ({}, {2: 0.25}, 2), ({}, {}, None)])

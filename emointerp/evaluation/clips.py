@@ -128,8 +128,8 @@ def _sums(clips: pd.DataFrame) -> np.ndarray:
 def figures(metric: str, sums: np.ndarray) -> np.ndarray:
     """The five figures of sums [..., part]; rates in percent, NaN where no clip stands behind one.
 
-    >>> figures(WAF, np.array([4, 4, 0, 0, 1, 1, 0, 2.0]))[..., PERCENT].round(2)  # F of 2/3 and of 4/5
-    array(73.33)
+    >>> figures(WAF, np.array([[4, 4, 0, 0, 1, 1, 0, 2.0]]))[0, PERCENT:F].round(1).tolist()  # F of 2/3 and of 4/5
+    [73.3, 83.3]
     """
     n, words, neutral, false = np.moveaxis(sums[..., :4], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

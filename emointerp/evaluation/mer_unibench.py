@@ -449,7 +449,8 @@ def score_set(
     """
     score = score_clips(name, answers, gold, wheels, extractor, neutral)
     row = benchmark_table([score]).iloc[0]
-    return pd.concat([row, score[["clips"]]]).rename(score["set"])
+    drawn = {field: row[field].item() for field in (*INTERVAL, *BESIDE)}
+    return pd.Series(score[OFFICIAL].to_dict() | drawn | {"clips": score.clips}, name=score["set"])
 
 
 def score_clips(

@@ -122,9 +122,9 @@ def check_heads(
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
     """
-    heads = _checked_heads(vlm, heads)
+    heads, where = _checked_heads(vlm, heads), checked_positions(positions, metric)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
-    where, answer = checked_positions(positions, measure), answer if measure.metrics else ""
+    answer = answer if measure.metrics else ""
     both = [twin_prompts(vlm, pair, answer) for pair in pairs]
     check_aligned(vlm, pairs, both)
     acts = [collect(vlm, prompts, ["heads", "residual"], positions=(*where, "last")) for prompts in both]

@@ -25,7 +25,7 @@ from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
 from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
-from emointerp.measures import Measure, Measured, measure_of
+from emointerp.measures import HITS, Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
@@ -212,8 +212,9 @@ def head_map(
     answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told. For a concept
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.
     """
+    where = checked_positions(positions, metric)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
-    where, chosen, sites = checked_positions(positions, measure), _layers(measure, layers), ["heads", "residual"]
+    chosen, sites = _layers(measure, layers), ["heads", "residual"]
     lasts = measure.metrics is None
 
     def values(prompts: list[Prompt], emotion: str) -> tuple[float, float, np.ndarray]:
@@ -244,10 +245,10 @@ def attribution_map(
 
     Arguments as there; the hit rate has no gradient. `head_map(…).agreement(attribution_map(…))` says how far to trust it.
     """
-    measure = measure_of(vlm, pairs, metric, directions, layer, words)
-    if measure.metrics is None:
+    if metric == HITS:
         raise InputError("The hit rate has no gradient; take 'log mass', or patch exactly: head_map(metric='hit rate').")
-    where, chosen = checked_positions(positions, measure), _layers(measure, layers)
+    measure = measure_of(vlm, pairs, metric, directions, layer, words)
+    where, chosen = checked_positions(positions, metric), _layers(measure, layers)
 
     def values(prompts: list[Prompt], emotion: str) -> tuple[float, float, np.ndarray]:
         wrt, at = measure.metrics[emotion], (*where, "last")

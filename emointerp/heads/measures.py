@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from emointerp.errors import InputError
-from emointerp.measures import Measure
+from emointerp.measures import HITS, Measured
 from emointerp.tracing import Activations, SetHead, patch
 from emointerp.tracing.edits import FROM_LAST
 
@@ -15,9 +15,9 @@ def patched_head(donor: Activations, layer: int, head: int, positions: Sequence[
     return patch(donor, layer, head=head, positions=positions)
 
 
-def checked_positions(positions: object, measure: Measure) -> tuple:
+def checked_positions(positions: object, metric: Measured) -> tuple:
     """Positions as a tuple; a story is told with heads patched from the last token on."""
     where = (positions,) if isinstance(positions, str | int) else tuple(positions)
-    if measure.metrics is None and where != ("last",):
+    if metric == HITS and where != ("last",):
         raise InputError(f"A story's heads are patched from the last token on: positions='last', not {positions!r}.")
     return where

@@ -99,6 +99,8 @@ def attention_on(vlm: VLM, prompt: Prompt) -> Float[np.ndarray, "layer head visu
 
 def plot_attention(vlm: VLM, prompt: Prompt, heads: Sequence[tuple[int, int]]) -> Figure:
     """Attention of the last token over the picture, a panel a (layer, head), each on its own scale; its share is in the title."""
+    if not len(heads):
+        raise InputError("There are no heads; expected (layer, head) pairs such as (3, 5).")
     on = attention_on(vlm, prompt)
     if wrong := [head for head in heads if not all(0 <= i < n for i, n in zip(head, on.shape, strict=False))]:
         raise InputError(f"Heads {wrong} are out of range; this model has {on.shape[0]} layers of {on.shape[1]} heads.")

@@ -88,8 +88,8 @@ class Neurons(Saved):
         names = [f"{neuron_name(r.layer, r.neuron)}{f' > {r.head}' if r.head else ''}  {_short(r.words)}" for r in rows]
         axis.axvline(0, color=QUIET, linewidth=0.8)
         axis.set(yticks=y, xlabel="effect on the metric (filled: patched, open: attribution)")
-        names = ["no one emotion" if emotion == GENERAL else emotion for emotion in dict.fromkeys(table.emotion)]
-        handles = [Line2D([], [], color=COLORS.get(name, GRAY), marker="o", label=name) for name in names]
+        told = ["no one emotion" if emotion == GENERAL else emotion for emotion in dict.fromkeys(table.emotion)]
+        handles = [Line2D([], [], color=COLORS.get(name, GRAY), marker="o", label=name) for name in told]
         figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8)
         axis.set_yticks(y, names, fontsize=8)
         return figure

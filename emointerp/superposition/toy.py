@@ -202,7 +202,7 @@ def train_toys(
     counts = {"features": features, "hidden": hidden, "seeds": seeds, "steps": steps, "batch": batch}
     for name, count in counts.items():
         whole_number(count, name, 1)
-    densities, lr = numbers(densities, "densities", above=0), number(lr, "lr", above=0)
+    densities, lr = numbers(densities, "densities"), number(lr, "lr", above=0)
     weight = _checked(features, hidden, densities, importance)
     rng, chance = torch.Generator().manual_seed(seed), torch.tensor(densities)[:, None, None]
     start = torch.randn(seeds, hidden, features, generator=rng) * (2 / (features + hidden)) ** 0.5
@@ -246,7 +246,7 @@ def _checked(features: int, hidden: int, densities: list[float], importance: Ite
         raise InputError(
             f"{features} features in {hidden} dimensions: give 1 dimension or more, and no more than there are features."
         )
-    if max(densities) > 1:
+    if not all(0 < d <= 1 for d in densities):
         raise InputError(f"Densities are {densities}; expected chances above 0, up to 1.")
     given = torch.tensor(numbers(importance, "importance"))
     alone = not isinstance(importance, Iterable) or getattr(importance, "ndim", 1) == 0

@@ -72,9 +72,10 @@ def collect(
     sites = _checked_sites(sites)
     batch, layers = Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
     listed = tuple(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else (positions,)
-    if not listed or (strange := [p for p in listed if not isinstance(p, str) and index_of(p) is None]):
-        raise InputError(f"{f'{strange[0]!r} is no position' if listed else 'No positions are named'}; expected token indices or "
-                         "spans such as 'last'.")  # fmt: skip
+    strange = [p for p in listed if not isinstance(p, str) and index_of(p) is None]
+    if not listed or strange:
+        what = f"{strange[0]!r} is no position" if strange else "No positions are named"
+        raise InputError(f"{what}; expected token indices or spans such as 'last'.")
     shelf = Shelf(batch.layout.pads, sites, layers, [p.positions(listed) for p in batch.prompts])
     with weighing(vlm) if "attention" in sites else nullcontext():
         if wrt is None:

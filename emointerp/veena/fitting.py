@@ -121,7 +121,7 @@ def fit(
     betas, gammas = (numbers(some, name, above=0) for name, some in (("betas", betas), ("gammas", gammas)))
     limits = {"max_false": max_false, "max_cost": max_cost, "max_wrong": max_wrong}
     for name, limit in limits.items():
-        number(limit, name, least=0)
+        number(limit, name, least=0, endless=True)
     circuit, tuning = selection, as_pairs(tuning)
     questions = tuples(questions, 3, "question", "a list of (picture, question, answer)")
     l_emo, made = checked_layer(l_emo), {k: v for k, v in options.items() if k not in ("parts", "emotions")}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from emointerp.errors import InputError
+from emointerp.given import expected
 from emointerp.lens import Words, emotion_tokens, lens_logits
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
@@ -20,7 +21,7 @@ from emointerp.models.prompts import as_prompts
 from emointerp.models.vlm import check_model
 from emointerp.tracing import Edit
 from emointerp.tracing.verbs import checked_layers
-from emointerp.veena.value import Veena
+from emointerp.veena.value import GIVE, Veena
 
 BEGUN = "I felt"  # how an answer begins, after which an emotion word is due
 
@@ -57,7 +58,7 @@ def adaptive(
 
     The added score rises in a straight line from nothing to `log beta`. The cost is a forward of each prompt. No label is seen.
     """
-    value.check(vlm)
+    expected(value, Veena, GIVE).check(vlm)
     return [value.eased(s).edits(parts) for s in tenths(confidence(vlm, prompts, layer_of(value), answer, words).share.tolist())]
 
 

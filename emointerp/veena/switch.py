@@ -19,7 +19,7 @@ from emointerp.tracing import Edit
 from emointerp.tracing.interleave import traced, writing
 from emointerp.tracing.plan import Plan, Rows, plan_answer, plan_prompt
 from emointerp.veena.strength import BEGUN, LeftOn, Sense, layer_of, left_on, tenths
-from emointerp.veena.value import Veena
+from emointerp.veena.value import GIVE, Veena
 
 PROMPT, STEP = "prompt", "step"
 
@@ -42,7 +42,7 @@ def on(
     """
     if adaptive not in (None, PROMPT, STEP):
         raise InputError(f"adaptive is {adaptive!r}; expected None, {PROMPT!r} or {STEP!r}.")
-    expected(value, Veena, "a Veena: Veena(upstream=[(5, 2)]), or fit(…).veena").check(vlm)
+    expected(value, Veena, GIVE).check(vlm)
     if any(other.sense or adaptive for other in left_on(vlm)):
         raise InputError("An adaptive VEENA reads the model without edits, so nothing else can be on beside it; leave that first.")
     with ExitStack() as stack:

@@ -24,6 +24,7 @@ from emointerp.tracing.verbs import checked_layers
 Place = tuple[int, int]  # layer, and head or neuron
 Places = Sequence[Any]  # of such; whether they are is said in words (`_checked_places`)
 FORMAT, VERSION = "emointerp veena", 1
+GIVE = "a Veena: Veena(upstream=[(5, 2)]), or fit(…).veena"
 PARTS, FORMS, SPANS = ("vee", "ena", "both"), ("scores", "weights"), ("query", "last")
 
 
@@ -222,7 +223,7 @@ def signs(vlm: VLM, prompts: Prompt | Iterable[Prompt], value: Veena) -> pd.Data
     ENA makes larger what a neuron writes, in the sense that the sign of m gives it: scaling helps where that sense is the wanted
     one, and does harm where m is negative beside a picture whose emotion the value vector names.
     """
-    value.check(vlm)
+    expected(value, Veena, GIVE).check(vlm)
     acts = [collect(vlm, prompt, ["neurons"], positions="last") for prompt in as_prompts(prompts)]
     m = {at: np.array([float(one.neurons[at[0], 0, at[1]]) for one in acts]) for at in value.neurons}
     rows = [(*at, x.mean(), (x > 0).mean()) for at, x in m.items()]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
@@ -25,6 +25,7 @@ FAINT, RULE = "#5b616b", "#d4d7dc"  # small words, and lines between parts
 EDGE = 8  # points around everything
 OPACITY = 0.6  # of colours over pictures, as in `PatchGrid`
 LEADING = 1.45  # height of a line, as a multiple of the letters'
+SPACE = 0.32  # width of a space, likewise
 
 
 class Sheet:
@@ -58,8 +59,8 @@ class Sheet:
         self._said.append(text)
         for line in _lines(_pieces(text, marks), self.width - x if width is None else width, size, weight):
             middle = y + 0.5 * LEADING * size
-            for word, at, emotion in line:
-                self._draws.append((_draw_word, x + at, middle, word, emotion, size, color, weight))
+            for i, (words, emotion, spaced) in enumerate(line):
+                self._draws.append((_draw_words, x, middle, words, emotion, size, color, weight, spaced if i else None))
             y += LEADING * size
         return self._reach(y)
 
@@ -130,10 +131,10 @@ class Sheet:
             color, ink = (tint(values[chip.first]) if len(values) and chip.first == chip.last else None) or ("none", INK)
             chosen = chip.first <= selected <= chip.last
             if tag:
-                self._draws.append((_draw_word, left, y + height / 2, tag, None, size, FAINT, "normal"))
+                self._draws.append((_draw_words, left, y + height / 2, tag, None, size, FAINT, "normal"))
             left += before
             self.box(left, y, width, height, color, ORANGE if chosen else GRAY, 2.2 if chosen else 0.6)
-            self._draws.append((_draw_word, left + 3, y + height / 2, chip.text, None, size, ink, "normal"))
+            self._draws.append((_draw_words, left + 3, y + height / 2, chip.text, None, size, ink, "normal"))
             left += width + 4
         return y + height
 
@@ -205,31 +206,33 @@ def _words(text: str) -> list[str]:
 
 def _lines(
     pieces: Sequence[tuple[str, str | None]], width: float, size: float, weight: str
-) -> list[list[tuple[str, float, str | None]]]:
-    """Lines of (word, where it begins, emotion) that fit a width; what has no space between stays together."""
-    lines: list[list[tuple[str, float, str | None]]] = [[]]
+) -> list[list[tuple[str, str | None, bool]]]:
+    """Lines that fit a width, as runs of words of one look; what has no space between stays together."""
+    lines: list[list[tuple[str, str | None]]] = [[]]
     at = 0.0
     for part in _unbroken(pieces):
         whole = sum(_extent(word, size, weight) for word, _ in part) - _extent(" ", size, weight) * part[-1][0].endswith(" ")
         if lines[-1] and at + whole > width:
             lines.append([])
             at = 0.0
-        for word, emotion in part:
-            if word.strip():
-                lines[-1].append((word, at, emotion))
-            at += _extent(word, size, weight) if lines[-1] else 0.0
+        lines[-1] += [piece for piece in part if piece[0].strip() or lines[-1]]
+        at += sum(_extent(word, size, weight) for word, _ in part) if lines[-1] else 0.0
     return [_runs(line) for line in lines]
 
 
-def _runs(line: Sequence[tuple[str, float, str | None]]) -> list[tuple[str, float, str | None]]:
-    """Words alike that follow one another as one text, which renderers space better than we do."""
-    runs: list[tuple[str, float, str | None]] = []
-    for word, at, emotion in line:
-        if runs and emotion == runs[-1][2]:
-            runs[-1] = (runs[-1][0] + word, runs[-1][1], emotion)
+def _runs(line: Sequence[tuple[str, str | None]]) -> list[tuple[str, str | None, bool]]:
+    """Words of one look that follow one another: as one text, its emotion, and whether a space stands before it."""
+    runs: list[tuple[str, str | None]] = []
+    for word, emotion in line:
+        if runs and emotion == runs[-1][1]:
+            runs[-1] = (runs[-1][0] + word, emotion)
         else:
-            runs.append((word, at, emotion))
-    return [(word.rstrip(), at, emotion) for word, at, emotion in runs]
+            runs.append((word, emotion))
+    texts = ["", *(text for text, _ in runs)]
+    return [
+        (text.strip(), emotion, before.endswith(" ") or text.startswith(" "))
+        for before, (text, emotion) in zip(texts, runs, strict=False)
+    ]
 
 
 def _unbroken(pieces: Sequence[tuple[str, str | None]]) -> list[list[tuple[str, str | None]]]:
@@ -246,7 +249,7 @@ def _unbroken(pieces: Sequence[tuple[str, str | None]]) -> list[list[tuple[str, 
 def _extent(word: str, size: float, weight: str) -> float:
     """The width of a word with its last space, in points."""
     font = _font(weight)
-    space = 0.37 * word.endswith(" ")
+    space = SPACE * word.endswith(" ")
     return size * (space + (text_to_path.get_text_width_height_descent(word.rstrip(), font, False)[0] if word.strip() else 0.0))
 
 
@@ -255,13 +258,20 @@ def _font(weight: str) -> FontProperties:
     return FontProperties(size=1, weight=weight)
 
 
-def _draw_word(axis: Any, x: float, y: float, word: str, emotion: str | None, size: float, color: str, weight: str) -> None:
+def _draw_words(
+    axis: Any, x: float, y: float, words: str, emotion: str | None, size: float, color: str, weight: str, spaced: bool | None = None
+) -> None:
+    """Words at `x`, or, with `spaced`, right behind those drawn last, with a space between or none: they know where they end."""
+    looks = {"fontsize": size, "color": color, "weight": weight, "va": "center_baseline", "parse_math": False}
     if emotion is not None:
-        tint, width = COLORS.get(emotion, GRAY), _extent(word, size, weight)
-        shape = (x, y - 0.62 * size), width, 1.24 * size
-        axis.add_patch(FancyBboxPatch(*shape, boxstyle="round,pad=0.6,rounding_size=2", facecolor=f"{tint}33", edgecolor="none"))
-        axis.plot([x, x + width], [y + 0.66 * size] * 2, color=tint, linewidth=1.6, solid_capstyle="butt")
-    axis.text(x, y, word, fontsize=size, color=color, weight=weight, va="center_baseline", parse_math=False)
+        tint = COLORS.get(emotion, GRAY)
+        box = {"boxstyle": "round,pad=0.12,rounding_size=0.2", "linewidth": 0.8}
+        looks["bbox"] = box | {"facecolor": f"{tint}33", "edgecolor": tint}
+    if spaced is None:
+        axis.text(x, y, words, **looks)
+    else:
+        place = {"xy": (1, y), "xycoords": (axis.texts[-1], axis.transData), "textcoords": "offset points"}
+        axis.annotate(words, xytext=(SPACE * size * spaced, 0), **place, **looks)
 
 
 def _draw_picture(axis: Any, x: float, y: float, pixels: np.ndarray, width: float, height: float) -> None:

@@ -10,8 +10,11 @@ from emointerp.world.scene import Scene
 from emointerp.world.splits import sample
 
 
-def contact_sheet(scenes: Sequence[Scene] | None = None, columns: int = 8, seed: int = 0) -> Figure:
-    """Scenes in a grid, each framed in the colour of its emotion; without scenes, a row of each emotion from the test split."""
+def contact_sheet(scenes: Sequence[Scene] | None = None, columns: int = 8, seed: int = 0, captions: Sequence[str] = ()) -> Figure:
+    """Scenes in a grid, each framed in the colour of its emotion; without scenes, a row of each emotion from the test split.
+
+    `captions` stand above the scenes, in their order.
+    """
     if scenes is None:
         scenes = [e.scene for emotion in (*BASIC, NEUTRAL) for e in sample("test", columns, seed, emotions=(emotion,))]
     rows = -(-len(scenes) // columns)
@@ -28,5 +31,7 @@ def contact_sheet(scenes: Sequence[Scene] | None = None, columns: int = 8, seed:
         row = scenes[first : first + columns]
         if len({s.emotion for s in row}) == 1:
             axes[first // columns, 0].set_ylabel(row[0].emotion, color=COLORS[row[0].emotion], fontweight="bold")
-    figure.alt = f"{len(scenes)} drawn scenes, {columns} a row: {', '.join(scene.emotion for scene in scenes)}."
+    for axis, caption in zip(axes.flat, captions, strict=False):
+        axis.set_title(caption, fontsize=9)
+    figure.alt = f"{len(scenes)} drawn scenes, {columns} a row: {', '.join(scene.emotion for scene in scenes)}.{' ' * bool(captions)}{', '.join(captions)}"
     return figure

@@ -37,6 +37,7 @@ from emointerp.widgets.panel import Panel
 from emointerp.world import Scene, loaded_events, sample
 
 CHANGES = 16
+WORDS = "its stories' first words"
 GOAL, CLICK = 150, 100  # milliseconds: a panel's view; the first paint of a click on the explorer
 
 
@@ -151,8 +152,8 @@ def start_here(vlm: VLM) -> Answering:
     """Both changes are of a prompt that was never read, told for the picture and for its twin."""
     fade = [0.9 - 0.05 * k for k in range(1, CHANGES + 1)]
     return widgets.start_here(vlm), [
-        Kind("event (cold)", changes(event=events())),
-        Kind("intensity (cold)", changes(intensity=fade)),
+        Kind("event (cold)", changes(event=events()), WORDS),
+        Kind("intensity (cold)", changes(intensity=fade), WORDS),
     ]
 
 
@@ -182,7 +183,7 @@ def steering(vlm: VLM) -> Answering:
     """Strengths up to half the slider, as beyond it a model stammers up to the limit of its tokens; then other events."""
     panel = widgets.steering(vlm, directions(), alpha=0)
     alphas = [k * 7 % 60 * 0.025 for k in range(1, CHANGES + 1)]  # 7 and 60 share no factor: each strength comes once
-    return panel, [Kind("alpha", changes(alpha=alphas)), Kind("event (cold)", changes(event=events()), "its stories' first words")]
+    return panel, [Kind("alpha", changes(alpha=alphas), WORDS), Kind("event (cold)", changes(event=events()), WORDS)]
 
 
 def lens(vlm: VLM) -> Answering:
@@ -206,7 +207,7 @@ def veena(vlm: VLM) -> Answering:
     neurons = [(vlm.anatomy.n_layers - 1, k) for k in range(20)]
     panel = widgets.veena(vlm, places, neurons, l_emo=3)
     return panel, [
-        Kind("beta", changes(beta=[2 ** (0.25 * k) for k in range(CHANGES + 8) if k != 12])),
+        Kind("beta", changes(beta=[2 ** (0.25 * k) for k in range(CHANGES + 8) if k != 12]), WORDS),
         Kind("event (cold)", changes(event=events()), "the story without VEENA"),
     ]
 
