@@ -54,7 +54,7 @@ def neuron_name(layer: int, neuron: int) -> str:
 
 @dataclass(frozen=True)
 class Head:
-    """A head of a circuit. `score`: its effect, a share of the metric's gap; `p`: corrected; `position`: the span where it writes."""
+    """A head of a circuit. `score`: its effect, a share of the metric's gap; `p`: corrected; `position`: its span."""
 
     layer: int
     head: int
@@ -334,8 +334,8 @@ class Circuit:
     def plot(self) -> Figure:
         """Layers from bottom to top, columns V, Q and L. Circles are heads, squares state neurons, triangles trigger neurons.
 
-        Edges are as wide as their weights beside the widest that leaves a node of the same kind, since heads' scores are shares of a
-        gap and neurons' are not; negative ones are dashed.
+        Edges are as wide as their weights beside the widest from the same kind of node, since heads' scores are shares of a gap and
+        neurons' are not; negative ones are dashed.
         """
         spots, top = self._spots()
         figure, axis = new_figure(width=9.5, height=1.8 + 0.62 * (top + 2))

@@ -8,8 +8,10 @@ Three methods, each over pairs (`emointerp.pairs`), and each with what it cannot
   same, cutting either shows nothing, so both at once are cut as well.
 - `patching`: the residual stream of V, Q or L from the other picture's run, over stages of layers, in both directions. A patch
   lasts: V set after an early layer stays so. So the curve of V falls where V has been read, and that of L rises where L has read.
+  Beside it stand transplants from other pictures: what any would bring is no sign of this emotion.
 
-What is measured is the mass of the pictured emotion's words after "I felt", or the hit rate of the story that follows.
+What is measured is the mass of the pictured emotion's words after "I felt", how far the residual stream at l_emo points along S
+(restoration), or the hit rate of the story that follows.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

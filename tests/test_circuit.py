@@ -239,9 +239,11 @@ def test_the_drawing_has_layers_upwards_and_a_column_a_span():
     assert spots["7"][0] == pytest.approx(names["V"][0]) and spots["2"][0] < names["L"][0] < spots["11"][0]
     lines = [line for line in axis.get_lines() if len(line.get_xdata()) == 2]
     assert len(lines) == 5 and [line.get_linestyle() for line in lines] == ["-", "-", "--", "-", "--"]
-    assert lines[3].get_linewidth() == pytest.approx(3.5) and lines[0].get_linewidth() == pytest.approx(0.5 + 3 * 0.6)
+    assert [line.get_linewidth() for line in lines] == pytest.approx([3.5, 3.5, 1.5, 3.5, 1.7])  # beside 0.3, 0.2 and 0.5
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["head", "trigger", "state", "fear", "general", "joy"]
+    assert labels == [
+        "head, its number", "trigger neuron, its number", "state neuron, its number", "fear", "general", "joy",
+    ]  # fmt: skip
 
 
 # the measures

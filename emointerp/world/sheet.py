@@ -33,5 +33,6 @@ def contact_sheet(scenes: Sequence[Scene] | None = None, columns: int = 8, seed:
             axes[first // columns, 0].set_ylabel(row[0].emotion, color=COLORS[row[0].emotion], fontweight="bold")
     for axis, caption in zip(axes.flat, captions, strict=False):
         axis.set_title(caption, fontsize=9)
-    figure.alt = f"{len(scenes)} drawn scenes, {columns} a row: {', '.join(scene.emotion for scene in scenes)}.{' ' * bool(captions)}{', '.join(captions)}"
+    emotions = ", ".join(scene.emotion for scene in scenes)
+    figure.alt = " ".join([f"{len(scenes)} drawn scenes, {columns} a row: {emotions}.", ", ".join(captions)]).strip()
     return figure
