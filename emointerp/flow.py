@@ -450,7 +450,7 @@ def _other_donors(
     answer: str,
     seed: int,
 ) -> dict[str, Prompt]:
-    """For each control another picture beside the event of the transplant's donor; none where the pool has none that fits."""
+    """For each control another picture beside this pair's event; none where the pool has none that fits."""
     event, calm = pair.plus[1], pair.minus[1]
     if direction == "noising":
         sides = {OTHER_PICTURE: [(p.emotional, event) for p in pool if p.emotion == pair.emotion]}

@@ -412,6 +412,8 @@ def test_restoration_is_the_cosine_at_l_emo():
         assert mine.value[span, stage] == pytest.approx(cosine(neutral, edits), abs=1e-4)
     assert (mine.donor.iloc[0], mine.receiver.iloc[0]) == pytest.approx((cosine(emotional), cosine(neutral)), abs=1e-5)
     assert mine.value["L", 2] == pytest.approx(mine.donor.iloc[0], abs=1e-5)
+    with pytest.raises(InputError, match="'restoration' is read after layer 2; stage 'deep' begins at layer 3"):
+        patching(vlm, pairs, "restoration", directions=S, stages={"deep": [3]}, **options)
 
     cut = knockouts(vlm, pairs, "restoration", width=1, directions=S, **options).table
     edits = [ScaleAttention(1, 0.0, [emotional.last], list(emotional.visual))]
