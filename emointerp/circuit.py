@@ -192,7 +192,7 @@ class Circuit:
         for name in ("heads", "neurons", "edges", "splits", "pairs", "events"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.parts:
-            raise InputError("The circuit is empty: it has no heads and no neurons. Choose more, or a looser limit for p.")
+            raise InputError("The circuit is empty: it has no heads and no neurons. Give one or more.")
         names = [part.name for part in self.parts]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"The circuit names {', '.join(twice)} more than once; each part has one place.")

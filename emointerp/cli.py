@@ -25,12 +25,13 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from emointerp import __version__
 
         print(__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()

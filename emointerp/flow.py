@@ -35,7 +35,7 @@ from emointerp.lens import Words, metrics_of
 from emointerp.measures import Measure, Measured, measure_of
 from emointerp.measures import thirds as thirds_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, fingerprint, in_same_places, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_aligned, fingerprint, in_same_places, twin_prompts
 from emointerp.plots import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PINK, band, ends, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import ChangePoints, Interval, change_points, ratio_interval, sign_flips, value_interval
@@ -128,6 +128,7 @@ def information_flow(
     The loss is less the log mass of the pair's emotion words where the answer goes on after `answer`; or less any `Metric`. `words`
     as in `emotion_tokens`. With `heads`, the sum over heads is left out.
     """
+    pairs = asked_of(vlm, pairs)
     metrics, frames = metrics_of(vlm, pairs, metric, words), []
     for i, pair in enumerate(tqdm(pairs, desc="flow", disable=not progress)):
         prompts = twin_prompts(vlm, pair, answer)
@@ -229,6 +230,7 @@ def knockouts(
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`. A `width` of all layers asks
     whether a road is needed at all.
     """
+    pairs = asked_of(vlm, pairs)
     measure, n = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels), vlm.anatomy.n_layers
     answer = answer if measure.metrics else ""
     if not 1 <= width <= n:
@@ -383,6 +385,7 @@ def patching(
     have different events there is no `other_emotion`, since the event would say the emotion still. A control has the donor's run
     collected and as many patches read as the transplant itself: both together make five runs and sets of patches of two.
     """
+    pairs = asked_of(vlm, pairs)
     if strange := [control for control in controls if control not in CONTROLS]:
         raise InputError(f"controls name {', '.join(map(repr, strange))}; expected some of {', '.join(map(repr, CONTROLS))}.")
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC, words_for
 from emointerp.errors import InputError
+from emointerp.given import texts
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
 from emointerp.pairs import Pair, check_number, twin_prompts
@@ -58,7 +59,7 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     rows = [
         (emotion, word, *first_token(vlm, form))
         for emotion, some in listed.items()
-        for word in some
+        for word in texts(some, f"words of {emotion}")
         for form in (f" {word}", f" {word.capitalize()}")
     ]
     table = pd.DataFrame(rows, columns=["emotion", "word", "id", "whole"])

@@ -41,6 +41,7 @@ from emointerp.given import expected, listed, whole_number
 from emointerp.markup import thumbnail
 from emointerp.models import VLM, Prompt, to_image
 from emointerp.models.images import opened
+from emointerp.models.vlm import check_model
 from emointerp.plots import new_figure
 from emointerp.world import Scene, loaded_events, sample
 from emointerp.world.events import problems
@@ -138,6 +139,12 @@ def twin_prompts(vlm: VLM, pair: Pair, answer: str = "") -> list[Prompt]:
 def as_pairs(given: Iterable[Pair]) -> list[Pair]:
     """Pairs as a list, read once: a generator is empty afterwards. A pair by itself, and what is none, are refused."""
     return listed(given, Pair, "pair", "world_pairs('test', 36), or read_pairs(table) for your own")
+
+
+def asked_of(vlm: VLM, pairs: Iterable[Pair]) -> list[Pair]:
+    """What a method of pairs begins with: the model is one, and the pairs are read once."""
+    check_model(vlm)
+    return as_pairs(pairs)
 
 
 def check_sides(pairs: Sequence[Pair]) -> None:

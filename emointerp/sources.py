@@ -22,7 +22,7 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.pairs import Pair
+from emointerp.pairs import Pair, asked_of
 from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PALE, YELLOW, ends, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import value_interval
@@ -121,6 +121,7 @@ def source_tokens(
     `projection(S[e, l], l)`). With `directions` the check `argmax_t A[q, t] * <v_t W_O[h], S_hat[e, l]>` stands beside it, l the
     head's layer: it needs no gradient, and knows nothing of what comes later. In Gemma models there is no such check.
     """
+    pairs = asked_of(vlm, pairs)
     heads = checked_places(vlm, heads, "head")
     metrics, rows = metrics_of(vlm, pairs, metric, words), []
     for i, pair in enumerate(tqdm(pairs, desc="source tokens", disable=not progress)):

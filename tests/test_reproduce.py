@@ -26,7 +26,7 @@ from emointerp.evaluation.items import CONFLICT
 from emointerp.evaluation.mer_unibench import SETS
 from emointerp.files import alone
 from emointerp.flow import Flow
-from emointerp.heads.check import _Kept
+from emointerp.heads.check import Kept
 from emointerp.pairs import TABLE, Pair, fingerprint, save_pairs, world_pairs
 from emointerp.reproduce import kept, layers, mending, roads, runner, sizes
 from emointerp.reproduce import task as task_module
@@ -299,14 +299,14 @@ def test_a_function_check_killed_as_it_begins_or_goes_on_leaves_no_half_of_a_fil
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", lambda *args, **kwargs: interrupted())
         with pytest.raises(KeyboardInterrupt):
-            _Kept(file, settings)
+            Kept(file, settings)
     assert not file.exists()
-    _Kept(file, settings).add({"value": [1.0]})
+    Kept(file, settings).add({"value": [1.0]})
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", lambda *args: interrupted())
         with pytest.raises(KeyboardInterrupt):
-            _Kept(file, settings)
-    assert _Kept(file, settings).rows == [{"value": [1.0]}]
+            Kept(file, settings)
+    assert Kept(file, settings).rows == [{"value": [1.0]}]
 
 
 def overflowing(*args, **options):

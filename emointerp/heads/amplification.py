@@ -15,7 +15,7 @@ from emointerp.heads.maps import LOOKING, PLACE, HeadMap
 from emointerp.lens import Words
 from emointerp.measures import HITS, RESTORATION, Measured, measure_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, fingerprint
+from emointerp.pairs import Pair, asked_of, fingerprint
 from emointerp.tracing import ScaleAttention
 from emointerp.tracing.verbs import checked_layers
 
@@ -37,6 +37,7 @@ def amplification_map(
     Pairs bring their neutral event along (`Pair.neutral_event`, `evaluation.conflict_pairs`): `donor` is the same picture beside
     it, so an effect of 1 gives back all that the contradicting event took from the picture's emotion. One sweep a pair.
     """
+    pairs = asked_of(vlm, pairs)
     if lacking := [pair.name or str(i) for i, pair in enumerate(pairs) if pair.neutral_event is None]:
         said = f"{len(lacking)} pairs have none (the first: {lacking[0]})"
         raise InputError(f"An amplification map compares an event with a neutral one, and {said}; give Pair(neutral_event=…).")

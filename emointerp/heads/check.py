@@ -34,7 +34,7 @@ from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words, head_writes
 from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import GRAY, INK, ORANGE, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import against_random, ratio_interval
@@ -122,6 +122,7 @@ def check_heads(
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
     """
+    pairs = asked_of(vlm, pairs)
     heads, where = _checked_heads(vlm, heads), checked_positions(positions, metric)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
     answer = answer if measure.metrics else ""
@@ -134,13 +135,13 @@ def check_heads(
         "model": vlm.name, "weights": revision(vlm), "metric": measure.name, "layer": layer, "donors": donors,
         "positions": list(where), "answer": answer, "seed": seed, "pairs": [fingerprint(p[0].image) for p in both],
         "words": {e: list(some) for e, some in words.items()} if words else None, "max_new_tokens": max_new_tokens,
-        "wheels": None if wheels is None or measure.metrics else [_described_wheel(wheel) for wheel in measure.wheels],
+        "wheels": None if wheels is None or measure.metrics else [described_wheel(wheel) for wheel in measure.wheels],
         "directions": float(directions.vectors.double().abs().sum()) if directions else None,
         "events": [pair.event for pair in pairs], "sets": [list(map(list, some)) for some in drawn],
     }  # fmt: skip
-    kept = _Kept(file, settings)
+    kept = Kept(file, settings)
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
-        pool = _pool(pairs, [*zip(both, acts, strict=True)], i, donors)
+        pool = donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)
         edits = _edits(both[i], acts[i], pool, where, drawn, measure, (seed, i))
         kept.add(_one_pair(both[i], acts[i], edits, drawn, measure, pairs[i].emotion))
     frames = [
@@ -213,7 +214,7 @@ def _norms(vlm: VLM, acts: Sequence[list[Activations]], both: Sequence[list[Prom
     return last.float().norm(dim=-1).mean(-1).cpu().numpy()
 
 
-def _pool(pairs: Sequence[Pair], runs: Sequence[tuple[list[Prompt], list[Activations]]], i: int, donors: str) -> list[Run]:
+def donor_pool(pairs: Sequence[Pair], runs: Sequence[tuple[list[Prompt], list[Activations]]], i: int, donors: str) -> list[Run]:
     """The runs that a pair's ablations come from."""
     if donors not in DONORS:
         raise InputError(f"donors is {donors!r}; expected {' or '.join(map(repr, DONORS))}.")
@@ -276,7 +277,7 @@ def _one_pair(
     return columns
 
 
-def _described_wheel(wheel: Wheel) -> list[str]:
+def described_wheel(wheel: Wheel) -> list[str]:
     """A wheel's name, and a hash of what it sorts where."""
     return [wheel.name, hashlib.sha256(json.dumps(sorted(wheel.table.items())).encode()).hexdigest()[:16]]
 
@@ -287,7 +288,7 @@ def _described(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray) -> pd.DataF
     return pd.DataFrame(rows, columns=["heads", "overlap", "norm"]).rename_axis("set")
 
 
-class _Kept:
+class Kept:
     """Finished pairs, in a file of JSON lines if one is named: the settings first, then a line a pair."""
 
     def __init__(self, file: str | Path | None, settings: dict[str, Any]):

@@ -21,7 +21,7 @@ from emointerp.heads.drawing import draw_map, means
 from emointerp.lens import head_writes
 from emointerp.measures import check_directions
 from emointerp.models import VLM
-from emointerp.pairs import Pair, check_number, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_number, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import sign_flips, value_interval
@@ -64,6 +64,7 @@ def intention(
     `answer` begins the answer, as where S was found. InputError for Gemma 3, where a norm follows the heads' sum, and for
     quantised weights: a single head's write cannot be told there.
     """
+    pairs = asked_of(vlm, pairs)
     check_number(pairs)
     check_directions(vlm, directions, "emotional intention")
     frames = []

@@ -27,7 +27,7 @@ from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
 from emointerp.measures import HITS, Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, fingerprint, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_aligned, fingerprint, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import Interval, benjamini_hochberg, flips_by_group, ratio_interval, sign_flips, value_interval
@@ -212,6 +212,7 @@ def head_map(
     answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told. For a concept
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.
     """
+    pairs = asked_of(vlm, pairs)
     where = checked_positions(positions, metric)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
     chosen, sites = _layers(measure, layers), ["heads", "residual"]
@@ -245,6 +246,7 @@ def attribution_map(
 
     Arguments as there; the hit rate has no gradient. `head_map(…).agreement(attribution_map(…))` says how far to trust it.
     """
+    pairs = asked_of(vlm, pairs)
     if metric == HITS:
         raise InputError("The hit rate has no gradient; take 'log mass', or patch exactly: head_map(metric='hit rate').")
     measure = measure_of(vlm, pairs, metric, directions, layer, words)

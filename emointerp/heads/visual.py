@@ -18,7 +18,7 @@ from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
 from emointerp.lens import draw_over
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_number
+from emointerp.pairs import Pair, asked_of, check_number
 from emointerp.plots import new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import ratio_interval, sign_flips, value_interval
@@ -82,6 +82,7 @@ class VisualHeads(Saved):
 
 def visual_heads(vlm: VLM, pairs: Sequence[Pair], *, answer: str = "I felt", progress: bool = True) -> VisualHeads:
     """Attention of the last token over the emotional pictures of pairs, by head; `answer` is how the answer has begun."""
+    pairs = asked_of(vlm, pairs)
     check_number(pairs)
     frames = []
     for i, pair in enumerate(tqdm(pairs, desc="visual heads", disable=not progress)):

@@ -22,13 +22,13 @@ from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads import HeadCheck, matched_sets
-from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, _described_wheel, _Kept, _pool
+from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, Kept, described_wheel, donor_pool
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
 from emointerp.measures import HITS, Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.neurons.scores import Tokens, tokens_of, twins_of
-from emointerp.pairs import Pair, fingerprint
+from emointerp.pairs import Pair, asked_of, fingerprint
 from emointerp.sources import Place, checked_places
 from emointerp.tracing import Activations, Edit, SetNeurons, collect, mean_ablation, patch, resample_ablation
 from emointerp.tracing.edits import FROM_LAST
@@ -77,6 +77,7 @@ def check_neurons(
     that they are as loud: what makes ten times `sets` different sets, 4 or more, and without `apart` those tested in one layer.
     All runs' neurons of the tested layers at the tokens are in memory at once.
     """
+    pairs = asked_of(vlm, pairs)
     neurons = tuple(sorted(checked_places(vlm, neurons, "neuron")))
     _check_room(neurons, vlm.anatomy.d_mlp, sets, near, apart)
     measure = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels)
@@ -89,9 +90,9 @@ def check_neurons(
     near = _near(neurons, vlm.anatomy.d_mlp, sets, apart) if near is None else near
     drawn = (neurons, *matched_sets(neurons, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
-    kept = _Kept(file, asked | _settings(measure, pairs, both, where, drawn, words, directions))
+    kept = Kept(file, asked | _settings(measure, pairs, both, where, drawn, words, directions))
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
-        pool = [run for _, run in _pool(pairs, [*zip(both, acts, strict=True)], i, donors)]
+        pool = [run for _, run in donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)]
         whole = _whole(acts[i][0], pool, drawn, where[i], measure, (seed, i))
         kept.add(_one_pair(both[i], whole, drawn, measure, pairs[i].emotion))
     frames = [
@@ -118,7 +119,7 @@ def _settings(
         "pairs": [fingerprint(prompts[0].image) for prompts in both],
         "events": [pair.event for pair in pairs],
         "words": {emotion: list(some) for emotion, some in words.items()} if words else None,
-        "wheels": [_described_wheel(wheel) for wheel in measure.wheels or ()],
+        "wheels": [described_wheel(wheel) for wheel in measure.wheels or ()],
         "directions": float(directions.vectors.double().abs().sum()) if directions else None,
         "sets": [list(map(list, some)) for some in drawn],
     }

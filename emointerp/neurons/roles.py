@@ -20,7 +20,7 @@ from emointerp.lens import Words, emotion_tokens, lens_logits, value_vectors, wo
 from emointerp.models import VLM
 from emointerp.models.anatomy import part
 from emointerp.neurons.scores import FLIPS, NeuronScores, Tokens, neuron_scores, patched
-from emointerp.pairs import Pair, check_disjoint
+from emointerp.pairs import Pair, asked_of, check_disjoint
 from emointerp.plots import COLORS, GRAY, QUIET, new_figure
 from emointerp.saved import Saved
 from emointerp.sources import SPANS, Place, Sources, checked_places, source_tokens
@@ -119,6 +119,7 @@ def state_neurons(
     A value vector names the emotion whose words have the largest mass in it, if one of these is among its ten likeliest words.
     `held_out`: pairs to patch exactly; on `pairs` themselves, the default, the winners of the scan look better than they are.
     """
+    pairs = asked_of(vlm, pairs)
     if at not in ("last", "query"):
         raise InputError(f"at is {at!r}; expected 'last' or 'query'.")
     check_disjoint(pairs, held_out or ())
@@ -154,6 +155,7 @@ def trigger_neurons(
 
     `at`: "source", the head's source token in each picture, or "visual", all tokens of the picture. `slope` as in `neuron_scores`.
     """
+    pairs = asked_of(vlm, pairs)
     if at not in ("source", "visual"):
         raise InputError(f"at is {at!r}; expected 'source' or 'visual'.")
     check_disjoint(pairs, held_out or ())

@@ -16,7 +16,7 @@ from emointerp.directions import Directions
 from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of, value_vectors
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, check_aligned, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_aligned, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.saved import Saved
 from emointerp.sources import SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
@@ -95,6 +95,7 @@ def neuron_scores(
     `slope`: whose run `dM/dm` is taken in. "both", the mean of the two (Hanna et al. 2024); "receiver", the neutral twin's, which
     patching starts from, as attribution patching has it (Nanda 2023; Syed et al. 2023); "donor", the emotional picture's.
     """
+    pairs = asked_of(vlm, pairs)
     slope_runs(slope)
     if isinstance(sources, str) and sources not in SPANS.values():
         raise InputError(f"sources is {sources!r}; expected Sources, or one of {', '.join(map(repr, SPANS.values()))}.")
