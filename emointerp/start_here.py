@@ -49,7 +49,7 @@ class Telling:
     event: str
     story: str
     emotion: str | None = None
-    whole: bool = True
+    whole: bool = field(default=True, repr=False)
 
     @cached_property
     def words(self) -> tuple[EmotionWord, ...]:
