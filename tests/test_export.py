@@ -14,6 +14,7 @@ import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from tiny_models import LAYERS, WIDTH, picture, random_vlm  # noqa: F401 - random_vlm is a fixture
 
@@ -252,9 +253,13 @@ def test_marks_are_coloured_and_keep_their_full_stop():
     sheet.text(0, 0, story, marks=extract(story))
     axis = sheet.figure().axes[0]
     assert [text.get_text() for text in axis.texts] == ["I felt", "glad", ". It was over."]
-    assert len(axis.patches) == 1 and axis.lines[0].get_color() == "#E69F00"
-    starts = [text.get_position()[0] for text in axis.texts]
-    assert starts[1] > starts[0] and starts[2] == pytest.approx(axis.lines[0].get_xdata()[1])
+    boxes = [text.get_bbox_patch() for text in axis.texts]
+    assert [box is not None for box in boxes] == [False, True, False] and to_hex(boxes[1].get_edgecolor()) == "#e69f00"
+    axis.figure.canvas.draw()
+    places = [text.get_window_extent() for text in axis.texts]
+    points = 72 / axis.figure.dpi
+    assert (places[1].x0 - places[0].x1) * points == pytest.approx(3.2, abs=1)  # a space, and none before the full stop
+    assert (places[2].x0 - places[1].x1) * points == pytest.approx(0, abs=1)
 
 
 def test_a_label_with_dollars_is_no_formula(tmp_path):

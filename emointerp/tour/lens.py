@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from emointerp.emotions import BASIC
-from emointerp.flow import BOTH, DIRECTIONS, ROADS, SPANS, Flow, Knockouts, Patching, information_flow, knockouts, patching
+from emointerp.flow import BOTH, DIRECTIONS, ROADS, SPANS, Flow, Knockouts, Patching, information_flow, knockouts, patching, thirds
 from emointerp.lens import Emergence, LogitLens, emergence, logit_lens
 from emointerp.models import VLM
 from emointerp.pairs import world_pairs
@@ -34,11 +34,16 @@ TOLD = {
 
 @dataclass(frozen=True, eq=False)
 class _Roads:
-    """Three views of the same pairs; `changes` by direction of the patch, empty where a model has too few layers for stages."""
+    """Views of the same pairs; `changes` by direction of the patch, empty where a model has too few layers for stages.
+
+    `patched` has single layers without controls, `beside` the thirds of the model beside them: in each layer of a deep model they
+    would take longer than all else.
+    """
 
     flow: Flow
     cut: Knockouts
     patched: Patching
+    beside: Patching
     changes: dict[str, ChangePoints]
 
     @property
@@ -86,9 +91,10 @@ def _half(measured: Emergence, seed: int = 0) -> Interval:
 
 def _roads(vlm: VLM, n: int) -> _Roads:
     pairs, layers = world_pairs("test", n, seed=11), vlm.anatomy.n_layers
-    patched = patching(vlm, pairs, stages={i: (i,) for i in range(layers)})
+    patched = patching(vlm, pairs, stages={i: (i,) for i in range(layers)}, controls=())
+    beside = patching(vlm, pairs, stages=thirds(vlm))
     changes = {d: patched.change_points(d, STAGES - 1) for d in DIRECTIONS} if layers >= STAGES else {}
-    return _Roads(information_flow(vlm, pairs), knockouts(vlm, pairs, "mass", width=layers), patched, changes)
+    return _Roads(information_flow(vlm, pairs), knockouts(vlm, pairs, "mass", width=layers), patched, beside, changes)
 
 
 def _needed(falls: pd.DataFrame) -> list[str]:
@@ -167,26 +173,32 @@ def _road_lines(vlm: VLM, roads: _Roads) -> tuple[str, ...]:
         f"{_road_verdict(_needed(falls))}. Cut in all layers at once, roads from the picture (V), the words of the event and the "
         f"request (Q) and the last token (L) cost: {listed}. Controls cut as many other readers off."
     )
-    return cut, _patch_line(roads.patched), _stage_line(vlm, roads)
+    return cut, _patch_line(roads.patched), _beside_line(roads.beside), _stage_line(vlm, roads)
 
 
 def _patch_line(patched: Patching) -> str:
     """Where V stops being enough, and L begins to be: of single layers, transplanted into the twin's run."""
-    frame = patched.to_frame().loc["denoising"]
-    first, last = (sorted(frame.index.unique("stage"))[i] for i in (0, -1))
+    effect = patched.to_frame().effect["denoising"]
+    first, last = (sorted(effect.index.unique("stage"))[i] for i in (0, -1))
     listed = ", ".join(
-        " and ".join(f"{share(frame.effect[span, i])} after layer {i} ({_beyond(frame.loc[(span, i)])})" for i in (first, last))
+        f"{span} {share(effect[span, first])} after layer {first} and {share(effect[span, last])} after layer {last}"
         for span in SPANS
     )
+    return f"Transplants into the neutral twin's run close so much of the difference between the two runs: {listed}."
+
+
+def _beside_line(beside: Patching) -> str:
+    """What the transplants of a third of the layers bring beyond their controls, where each span brings most."""
+    frame, said = beside.to_frame().loc["denoising"], []
+    for span in SPANS:
+        stage = frame.loc[span].effect.map(lambda effect: effect.mean).idxmax()
+        row = frame.loc[(span, stage)]
+        controls = f"beyond controls {share(row.beyond)}, p = {row.p:.2g}" if row.beyond.n else "no controls"
+        said.append(f"{span} {share(row.effect)} in {stage} layers ({controls})")
     return (
-        f"Transplants into the neutral twin's run close so much of the difference between the two runs: {listed}. In brackets: how "
-        "much of that is beyond the stronger of two controls, another emotion's picture and another neutral one."
+        f"Beside controls, a third of the layers at a time, and there where it brings most: {', '.join(said)}. The controls are "
+        "another emotion's picture and another neutral one, beside the same event; what counts is what lies beyond the stronger."
     )
-
-
-def _beyond(row: pd.Series) -> str:
-    """What a transplant brings beyond its controls, if there are any."""
-    return f"beyond controls {share(row.beyond)}, p = {row.p:.2g}" if row.beyond.n else "no controls"
 
 
 def _stage_line(vlm: VLM, roads: _Roads) -> str:
@@ -246,10 +258,9 @@ _CUT = (
 )
 _PATCH = (
     "The residual stream of V, Q or L after a layer, put from one run of a pair into the other, {n} pairs: 0 is the receiver's own "
-    "run, 1 the donor's (log probability of the emotion's words). Bands: 95% over pairs; dotted uprights: layers at which V and L "
-    "change their parts, with their intervals. Stages are a manner of speaking where a straight line would fit as well. Broken "
-    "lines are controls, put in from another picture beside the same event: one of another emotion (dashed); and one that leaves "
-    "the feeling as it was (dotted), neutral above, of the same emotion below."
+    "run, 1 the donor's (log probability of the emotion's words). Bands: 95% over pairs; dotted: layers at which V and L change "
+    "their parts, with their intervals. Stages are a manner of speaking where a straight line would fit as well. Controls stand in "
+    "the summary above: they are asked by thirds of the layers."
 )
 
 
@@ -271,7 +282,7 @@ def _result(named: tuple[str, LogitLens]) -> tuple[str, dict]:
 def _road_results(roads: _Roads | None) -> dict[str, Any] | None:
     if roads is None:
         return None
-    flow, patched = roads.flow.to_frame().share["emotional"], roads.patched.to_frame()
+    flow, patched, beside = roads.flow.to_frame().share["emotional"], roads.patched.to_frame(), roads.beside.to_frame()
 
     def by_place(column: pd.Series) -> dict[str, Any]:
         return {d: {s: {str(i): one for i, one in column[d, s].items()} for s in SPANS} for d in DIRECTIONS}
@@ -280,8 +291,7 @@ def _road_results(roads: _Roads | None) -> dict[str, Any] | None:
         "saliency, share": {road: {str(i): one for i, one in flow[road].items()} for road in flow.index.unique("road")},
         "cut in all layers": roads.falls.to_dict("index"),
         "transplants": by_place(patched.effect),
-        "transplants, beyond controls": by_place(patched.beyond),
-        "transplants, p": by_place(patched.p),
+        "transplants by thirds": {what: by_place(beside[what]) for what in ("effect", "beyond", "p")},
         "stages": {
             d: {"at": found.locations, "low": found.low, "high": found.high, "p": found.p} for d, found in roads.changes.items()
         },

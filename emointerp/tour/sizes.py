@@ -128,7 +128,8 @@ def seconds(sizes: Sizes, pace: Pace, anatomy: Anatomy, pictures: int, sae: bool
     layers, emotions = anatomy.n_layers, 6
     gradients = m["copies"] + 3
     seen = gradients * GRADIENT + (m["draws"] + 6) * 2 * (m["steps"] + 1)  # maps, and what deletion and insertion read
-    roads = 2 * GRADIENT + 5 * 3 * (layers + 3) / 2 + 11  # flow; patches of V, Q and L and controls, from half-way on average; cuts
+    roads = 2 * GRADIENT + 2 * 3 * (layers + 3) / 2 + 8  # flow; patches of V, Q and L, from half-way on average; cuts
+    roads += 5 * 3 * 3 / 2 + 3  # thirds of the layers beside controls
     tried = s["selection"] * min(layers, s["layers"]) * 2 + s["tuning"] * 4
     pushed = tried + s["test"] * (1 + 3 * s["draws"] + emotions) + pictures * emotions
     mapped = (h["selection"] + h["test"]) * (2 + layers * anatomy.n_heads / BRANCHES)

@@ -249,7 +249,7 @@ def _unbroken(pieces: Sequence[tuple[str, str | None]]) -> list[list[tuple[str, 
 def _extent(word: str, size: float, weight: str) -> float:
     """The width of a word with its last space, in points."""
     font = _font(weight)
-    space = SPACE * word.endswith(" ")
+    space = 0.37 * word.endswith(" ")  # a little more than there is: renderers round letters up, and lines must not run over
     return size * (space + (text_to_path.get_text_width_height_descent(word.rstrip(), font, False)[0] if word.strip() else 0.0))
 
 
