@@ -128,6 +128,15 @@ def check_directions(vlm: VLM, directions: Directions | None, what: str) -> None
         raise InputError(f"The directions have {shapes[0]}; this model has {shapes[1]}. Make them with this model.")
 
 
+def evenly(n: int, most: int) -> list[int]:
+    """All of n layers, or of a deeper model so many, evenly spaced.
+
+    >>> evenly(8, 4), evenly(3, 8)
+    ([0, 2, 5, 7], [0, 1, 2])
+    """
+    return sorted({round(at) for at in np.linspace(0, n - 1, min(n, most))})
+
+
 def thirds(n_layers: int) -> dict[str, tuple[int, ...]]:
     """Layers in three stages of about the same length; empty ones are left out.
 

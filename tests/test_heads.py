@@ -614,7 +614,7 @@ def test_a_check_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         check_heads(vlm, pairs[:3], file=file, **options)
     for other in ("no json\n", json.dumps({"model": "x"}) + "\n", ""):
         file.write_text(other)
-        with pytest.raises(InputError, match="holds no function check of heads; name another file"):
+        with pytest.raises(InputError, match="holds no function check; name another file"):
             check_heads(vlm, pairs, file=file, **options)
 
 

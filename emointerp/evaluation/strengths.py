@@ -28,6 +28,7 @@ from emointerp.heads import HeadMap, amplification_map, head_map
 from emointerp.heads.maps import LOOKING
 from emointerp.lens import Words
 from emointerp.loudness import as_loud, near_of, write_norms
+from emointerp.measures import evenly
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, check_disjoint, world_pairs
 from emointerp.steering import steer, steering_vectors
@@ -279,7 +280,7 @@ def emotional_layer(
     selection = world_pairs("selection", most) if selection is None else selection
     directions = steering_vectors(vlm, direction, answer=veena.BEGUN, progress=progress)
     known = [pair for pair in selection if pair.emotion in directions.emotions][:most]
-    layers = sorted({round(at) for at in np.linspace(0, max(0, vlm.anatomy.n_layers - 2), max_layers)})
+    layers = evenly(max(1, vlm.anatomy.n_layers - 1), max_layers)
     how = {"layers": layers, "alphas": (*ALPHAS, 2.0), "max_new_tokens": max_new_tokens, "progress": progress}
     found = steer(vlm, known, directions, **how)
     for measure in ("clean", "hit"):

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from emointerp.emotions import BASIC, extract
+from emointerp.emotions import BASIC
 from emointerp.exercises.verdict import Verdict, not_yet, right
 from emointerp.models import VLM
-from emointerp.start_here import SeeOrGuess, tell
+from emointerp.start_here import SeeOrGuess, tell, tell_all
 from emointerp.world import Scene
 from emointerp.world.events import problems
 from emointerp.world.scene import with_intensity
@@ -50,14 +50,14 @@ def faintest(answer: Any, vlm: VLM, scene: Scene, event: str, step: float = 0.05
     """Exercise 3: the faintest intensity, in steps of 0.05, from which on the story always names the scene's emotion."""
     if answer is None:
         return not_yet("the answer is still None. Tell the scene's story at with_intensity(scene, 0.05), 0.10, …")
+    if not isinstance(answer, int | float) or not 0 <= answer <= 1 + step:  # a step beyond: where the strongest is misread
+        return not_yet(f"an intensity lies between 0 and 1; this is {answer!r}.")
     levels = [round(step * i, 2) for i in range(1, 21)]
-    seen = [scene.emotion in {w.emotion for w in extract(tell(vlm, with_intensity(scene, k), event).story)} for k in levels]
-    last_miss = max((k for k, hit in zip(levels, seen, strict=True) if not hit), default=0.0)
+    told = tell_all(vlm, [(with_intensity(scene, level), event) for level in levels], progress=False)
+    last_miss = max((level for level, one in zip(levels, told, strict=True) if scene.emotion not in one.named), default=0.0)
     truth = round(last_miss + step, 2)
     if truth > 1:
         return not_yet("this scene is misread even at full strength, so it has no such intensity; try another scene.")
-    if not isinstance(answer, int | float) or not 0 <= answer <= 1:
-        return not_yet(f"an intensity lies between 0 and 1; this is {answer!r}.")
     if abs(answer - truth) < 1e-6:
         return right(
             f"From {truth:.2f} on the face is enough. Below, the model says something else, and does not say that it is unsure."

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -31,7 +30,8 @@ from emointerp.emotions.wheels import Wheel, WheelsLike
 from emointerp.errors import InputError
 from emointerp.files import whole
 from emointerp.heads.measures import checked_positions, patched_head
-from emointerp.lens import Words, head_writes
+from emointerp.lens import Words
+from emointerp.loudness import write_norms
 from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, asked_of, check_aligned, fingerprint, twin_prompts
@@ -129,17 +129,11 @@ def check_heads(
     both = [twin_prompts(vlm, pair, answer) for pair in pairs]
     check_aligned(vlm, pairs, both)
     acts = [collect(vlm, prompts, ["heads", "residual"], positions=(*where, "last")) for prompts in both]
-    norms = _norms(vlm, acts, both)
+    norms = write_norms(vlm, [_at(p[0], one[0], "last") for p, one in zip(both, acts, strict=True)], "heads")
     drawn = (heads, *matched_sets(heads, norms, sets, near, apart, seed))
-    settings = {
-        "model": vlm.name, "weights": revision(vlm), "metric": measure.name, "layer": layer, "donors": donors,
-        "positions": list(where), "answer": answer, "seed": seed, "pairs": [fingerprint(p[0].image) for p in both],
-        "words": {e: list(some) for e, some in words.items()} if words else None, "max_new_tokens": max_new_tokens,
-        "wheels": None if wheels is None or measure.metrics else [described_wheel(wheel) for wheel in measure.wheels],
-        "directions": float(directions.vectors.double().abs().sum()) if directions else None,
-        "events": [pair.event for pair in pairs], "sets": [list(map(list, some)) for some in drawn],
-    }  # fmt: skip
-    kept = Kept(file, settings)
+    asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
+    asked |= {"positions": list(where)}
+    kept = Kept(file, settings_of(measure, pairs, both, drawn, words, wheels, directions, asked))
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)
         edits = _edits(both[i], acts[i], pool, where, drawn, measure, (seed, i))
@@ -147,7 +141,7 @@ def check_heads(
     frames = [
         pd.DataFrame(row).assign(pair=i, emotion=pair.emotion) for i, (pair, row) in enumerate(zip(pairs, kept.rows, strict=True))
     ]
-    return HeadCheck(pd.concat(frames, ignore_index=True), _described(drawn, norms), measure.name)
+    return HeadCheck(pd.concat(frames, ignore_index=True), described_sets(drawn, norms, "heads"), measure.name)
 
 
 def matched_sets(
@@ -199,19 +193,6 @@ def _checked_heads(vlm: VLM, heads: Iterable[Head]) -> tuple[Head, ...]:
     if wrong := [head for head in given if not (0 <= head[0] < a.n_layers and 0 <= head[1] < a.n_heads)]:
         raise InputError(f"Heads {wrong} are out of range; this model has {a.n_layers} layers of {a.n_heads} heads.")
     return tuple(sorted(given))
-
-
-def _norms(vlm: VLM, acts: Sequence[list[Activations]], both: Sequence[list[Prompt]]) -> Float[np.ndarray, "layer head"]:
-    """Length of each head's write at the emotional picture's last token, mean over pairs.
-
-    Where a single write cannot be told (Gemma 3, quantised weights), the length of the head's output before `o_proj`.
-    """
-    last = torch.stack([one.heads[:, :, one.positions.index(p[0].last)] for (one, _), p in zip(acts, both, strict=True)], 2)
-    try:
-        last = head_writes(vlm, last)
-    except InputError:
-        pass
-    return last.float().norm(dim=-1).mean(-1).cpu().numpy()
 
 
 def donor_pool(pairs: Sequence[Pair], runs: Sequence[tuple[list[Prompt], list[Activations]]], i: int, donors: str) -> list[Run]:
@@ -277,15 +258,40 @@ def _one_pair(
     return columns
 
 
-def described_wheel(wheel: Wheel) -> list[str]:
+def settings_of(
+    measure: Measure,
+    pairs: Sequence[Pair],
+    both: Sequence[list[Prompt]],
+    drawn: Sequence[tuple[Head, ...]],
+    words: Words,
+    wheels: WheelsLike,
+    directions: Directions | None,
+    asked: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a check of heads or neurons that goes on must have been begun with, as JSON, `asked` among it; `Kept` compares it."""
+    begun = {"model": measure.vlm.name, "weights": revision(measure.vlm), "metric": measure.name}
+    return {
+        **begun,
+        **asked,
+        "pairs": [fingerprint(prompts[0].image) for prompts in both],
+        "events": [pair.event for pair in pairs],
+        "words": {emotion: list(some) for emotion, some in words.items()} if words else None,
+        "wheels": None if wheels is None or measure.metrics else [_described_wheel(wheel) for wheel in measure.wheels],
+        "directions": float(directions.vectors.double().abs().sum()) if directions else None,
+        "sets": [list(map(list, some)) for some in drawn],
+    }
+
+
+def _described_wheel(wheel: Wheel) -> list[str]:
     """A wheel's name, and a hash of what it sorts where."""
     return [wheel.name, hashlib.sha256(json.dumps(sorted(wheel.table.items())).encode()).hexdigest()[:16]]
 
 
-def _described(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray) -> pd.DataFrame:
+def described_sets(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray, parts: str) -> pd.DataFrame:
+    """A row a set: its `parts`, the share of them that are tested ones (the first set's), and how long their writes are."""
     tested = set(drawn[0])
-    rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[head] for head in some]))) for some in drawn]
-    return pd.DataFrame(rows, columns=["heads", "overlap", "norm"]).rename_axis("set")
+    rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[place] for place in some]))) for some in drawn]
+    return pd.DataFrame(rows, columns=[parts, "overlap", "norm"]).rename_axis("set")
 
 
 class Kept:
@@ -319,7 +325,7 @@ class Kept:
             before = {"wheels": None} | before  # files of before there was a choice
             different = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.file} holds no function check of heads; name another file.") from None
+            raise InputError(f"{self.file} holds no function check; name another file.") from None
         if different:
             said = "; ".join(f"{name} was {_short(before[name])}, now {_short(settings[name])}" for name in different)
             raise InputError(f"{self.file} was begun with other settings: {said}. Name another file, or give the same settings.")

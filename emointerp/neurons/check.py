@@ -17,18 +17,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emointerp.circuit import revision
 from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads import HeadCheck, matched_sets
-from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, Kept, described_wheel, donor_pool
+from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, Kept, described_sets, donor_pool, settings_of
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
 from emointerp.measures import HITS, Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
 from emointerp.neurons.scores import Tokens, tokens_of, twins_of
-from emointerp.pairs import Pair, asked_of, fingerprint
+from emointerp.pairs import Pair, asked_of
 from emointerp.sources import Place, checked_places
 from emointerp.tracing import Activations, Edit, SetNeurons, collect, mean_ablation, patch, resample_ablation
 from emointerp.tracing.edits import FROM_LAST
@@ -90,7 +89,8 @@ def check_neurons(
     near = _near(neurons, vlm.anatomy.d_mlp, sets, apart) if near is None else near
     drawn = (neurons, *matched_sets(neurons, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
-    kept = Kept(file, asked | _settings(measure, pairs, both, where, drawn, words, directions))
+    asked |= {"positions": list(map(list, where))}
+    kept = Kept(file, settings_of(measure, pairs, both, drawn, words, wheels, directions, asked))
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = [run for _, run in donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)]
         whole = _whole(acts[i][0], pool, drawn, where[i], measure, (seed, i))
@@ -98,31 +98,7 @@ def check_neurons(
     frames = [
         pd.DataFrame(row).assign(pair=i, emotion=pair.emotion) for i, (pair, row) in enumerate(zip(pairs, kept.rows, strict=True))
     ]
-    return NeuronCheck(pd.concat(frames, ignore_index=True), _described(drawn, norms), measure.name)
-
-
-def _settings(
-    measure: Measure,
-    pairs: Sequence[Pair],
-    both: Sequence[list[Prompt]],
-    where: Sequence[tuple[int, ...]],
-    drawn: Sequence[Set],
-    words: Words,
-    directions: Directions | None,
-) -> dict[str, Any]:
-    """What a run that goes on must have been begun with, as JSON; under the names that `check_heads` has for it."""
-    return {
-        "model": measure.vlm.name,
-        "weights": revision(measure.vlm),
-        "metric": measure.name,
-        "positions": [list(some) for some in where],
-        "pairs": [fingerprint(prompts[0].image) for prompts in both],
-        "events": [pair.event for pair in pairs],
-        "words": {emotion: list(some) for emotion, some in words.items()} if words else None,
-        "wheels": [described_wheel(wheel) for wheel in measure.wheels or ()],
-        "directions": float(directions.vectors.double().abs().sum()) if directions else None,
-        "sets": [list(map(list, some)) for some in drawn],
-    }
+    return NeuronCheck(pd.concat(frames, ignore_index=True), described_sets(drawn, norms, "neurons"), measure.name)
 
 
 def _check_room(neurons: Set, n: int, sets: int, near: int | None, apart: bool) -> None:
@@ -203,9 +179,3 @@ def _one_pair(prompts: list[Prompt], whole: Whole, drawn: Sequence[Set], measure
         for label, value in zip(lists, values.tolist(), strict=True)
     ]
     return dict(zip(("check", "set", "value", "own", "goal"), map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _described(drawn: Sequence[Set], norms: np.ndarray) -> pd.DataFrame:
-    tested = set(drawn[0])
-    rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[place] for place in some]))) for some in drawn]
-    return pd.DataFrame(rows, columns=["neurons", "overlap", "norm"]).rename_axis("set")

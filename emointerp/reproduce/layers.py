@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from emointerp.emotions.wheels import as_wheels
+from emointerp.measures import evenly
 from emointerp.pairs import Pair
 from emointerp.reproduce.kept import Result
-from emointerp.reproduce.sizes import evenly, stages
+from emointerp.reproduce.sizes import stages
 from emointerp.reproduce.task import Task
 from emointerp.statistics import holm, with_controls
 from emointerp.steering import MAX_COST, S, Steering, steer

@@ -14,7 +14,6 @@ import pandas as pd
 
 from emointerp import veena
 from emointerp.circuit import Circuit, Neuron
-from emointerp.emotions import NEUTRAL
 from emointerp.errors import InputError
 from emointerp.evaluation import (
     Evaluation,
@@ -30,7 +29,7 @@ from emointerp.evaluation import (
 )
 from emointerp.evaluation.benchmarks import score_mer_unibench, standard
 from emointerp.evaluation.clips import NOTE, shown
-from emointerp.evaluation.items import CONFLICT, NEUTRALS, QUESTIONS, WORLD
+from emointerp.evaluation.items import CONFLICT, NEUTRALS, OWN, QUESTIONS, TWINS, WORLD, pair_items
 from emointerp.evaluation.mer_unibench import compared_table
 from emointerp.evaluation.tables import NONE
 from emointerp.heads.drawing import means
@@ -45,7 +44,6 @@ NEEDS = ("vectors", "layers", "heads", "neurons")
 TEMPERATURE = 0.7
 MINE, VEE, ENA, RANDOM = "VEENA", "VEE alone", "ENA alone", "random heads and neurons"
 ASKED = (WORLD, CONFLICT, NEUTRALS, QUESTIONS)
-OWN, TWINS = "test pairs, emotional side", "test pairs, neutral side"
 TITLES = {
     OWN: "The reader's test pairs, emotional side",
     TWINS: "The reader's test pairs, neutral side",
@@ -135,11 +133,7 @@ def _items(task: Task) -> dict[str, list[Item]]:
     found = {name: world_items(task.vlm, name, task.sizes.items) for name in ASKED}
     if task.material.drawn:
         return found
-    pairs = task.pairs("test")
-    return {
-        OWN: [Item(OWN, *pair.plus, pair.emotion) for pair in pairs],
-        TWINS: [Item(TWINS, *pair.minus, NEUTRAL) for pair in pairs],
-    } | found
+    return pair_items(task.pairs("test")) | found
 
 
 def _benchmark(task: Task, methods: Sequence[Method]) -> dict[str, pd.DataFrame]:

@@ -8,7 +8,6 @@ tell an hour from a week.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 
 from emointerp.errors import InputError
@@ -144,15 +143,6 @@ def _seconds(some: Work, budget: Budget, gpu: str) -> float:
     read = budget.prompt_seconds(row)
     story = read + budget.new * budget.step_seconds(row, batch) / batch
     return some.seconds(read, story)
-
-
-def evenly(n: int, most: int) -> list[int]:
-    """All layers, or of a deeper model so many, evenly spaced.
-
-    >>> evenly(8, 4), evenly(3, 8)
-    ([0, 2, 5, 7], [0, 1, 2])
-    """
-    return sorted({round(at) for at in np.linspace(0, n - 1, min(n, most))})
 
 
 def stages(n: int) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ import pandas as pd
 from emointerp.directions import Differences, Directions
 from emointerp.errors import InputError
 from emointerp.markup import data_uri, marked, thumbnail
+from emointerp.measures import evenly
 from emointerp.models import VLM
 from emointerp.pairs import world_pairs
 from emointerp.plots import COLORS
@@ -73,7 +74,7 @@ def chapter(vlm: VLM, job: Job) -> Chapter:
     sizes = job.sizes.steering
     found = differences(vlm, world_pairs("direction", sizes["direction"]), answer=BEGUN, batch=job.batch)
     directions = _directions(found)
-    tried = _steered(vlm, "selection", sizes, directions, _layers(vlm, sizes["layers"]), ALPHAS["selection"])
+    tried = _steered(vlm, "selection", sizes, directions, evenly(vlm.anatomy.n_layers, sizes["layers"]), ALPHAS["selection"])
     layer, layers = tried.emotional_layer(), tried.layer_shares()
     choice = _steered(vlm, "tuning", sizes, directions, [layer], ALPHAS["tuning"]).choose(layer)
     towards = [e for e in directions.emotions if choice.alphas[e]]
@@ -106,12 +107,6 @@ def _directions(found: Differences) -> Directions:
         return found.directions().sharpened(SHARPENED)
     except InputError:
         return found.directions(tau=-1).sharpened(SHARPENED)
-
-
-def _layers(vlm: VLM, most: int) -> list[int]:
-    """All, or of a deeper model so many, evenly spaced."""
-    n = vlm.anatomy.n_layers
-    return sorted({round(at) for at in np.linspace(0, n - 1, min(n, most))})
 
 
 def _steered(

@@ -85,7 +85,7 @@ def _truth(found: SaliencyMap, scene: Any) -> tuple[str, str, str]:
     mask = _expression(scene)
     inside, area = found.mass(mask), mask.mean()
     lead = f"{inside:.0%} of the map lies on the expression, which is {area:.0%} of the picture: "
-    return lead, f"{inside / area:.1f} times", " as much as on any place."
+    return lead, f"{inside / area:.1f} times", " as much as on a place of that size on average."
 
 
 @lru_cache(maxsize=64)
