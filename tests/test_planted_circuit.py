@@ -1,4 +1,4 @@
-"""The planted circuit (`planted`): that the model is what it says, by plain hooks; then that discovery finds what was planted.
+"""The planted model (`emointerp.planted`): that it is what it says, by plain hooks; then that discovery finds what was planted.
 
 The second half is the package held against a known answer. Three lessons are asserted: what correlates most with the feeling is
 the decoy, and patching is not taken in; the backup is found only where the head that it stands in for is silenced; and a head that
@@ -13,27 +13,6 @@ import oracle
 import pandas as pd
 import pytest
 import torch
-from planted import (
-    BACKUP,
-    D_HEAD,
-    DECOY,
-    GENERAL,
-    HEADS,
-    LAYERS,
-    NEURONS,
-    ONE,
-    PLANTED,
-    PRIMARY,
-    RANDOM_HEADS,
-    RANDOM_NEURONS,
-    SPECIFIC,
-    STATES,
-    TRIGGERS,
-    WORDS,
-    place,
-    planted_pairs,
-    planted_vlm,
-)
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
@@ -45,6 +24,26 @@ from emointerp.lens import emotion_metrics, emotion_tokens
 from emointerp.models import Prompt
 from emointerp.neurons import check_neurons, neuron_scores, patched, state_neurons, trigger_neurons
 from emointerp.pairs import Pair, check
+from emointerp.planted import planted_pairs, planted_vlm
+from emointerp.planted.circuit import (
+    BACKUP,
+    D_HEAD,
+    DECOY,
+    GENERAL,
+    HEADS,
+    LAYERS,
+    NEURONS,
+    PLANTED,
+    PRIMARY,
+    RANDOM_HEADS,
+    RANDOM_NEURONS,
+    SPECIFIC,
+    STATES,
+    TRIGGERS,
+    WORDS,
+    place,
+)
+from emointerp.planted.model import ONE
 from emointerp.steering import differences
 from emointerp.tracing import Edit, SetHead, SetNeurons, collect, patch, sweep
 
@@ -300,10 +299,13 @@ def test_specific_heads_are_told_from_the_general_one(vlm, denoising, held_out):
     assert abs(found.table.specificity[GENERAL].mean) < 0.01
 
 
-def test_attribution_is_blind_to_what_wakes_only_when_much_comes_together(vlm, selection, denoising):
-    """The planted neurons rest until their head has spoken, so a gradient beside the neutral twin sees none of the heads."""
+def test_attribution_errs_in_sign_and_size_where_neurons_rest(vlm, selection, denoising):
+    """Beside the neutral twin the planted neurons rest in SiLU's dip, where a little more of the code gives a little less."""
     guess = attribution_map(vlm, selection, **QUIET)
-    assert precision_recall(guess.top(7).index, PLANTED["heads"])[1] < 0.3
+    effects, true = (one.shares().mean()[PLANTED["heads"]] for one in (guess, denoising))
+    assert precision_recall(guess.top(7).index, PLANTED["heads"])[1] == 0
+    assert (effects < 0).all() and (effects.abs() < 0.2 * true).all()
+    assert precision_recall(guess.shares().mean().abs().nlargest(7).index, PLANTED["heads"]) == (1.0, 1.0)
     assert denoising.agreement(guess).mean < 0.6
 
 
@@ -437,4 +439,4 @@ def test_the_slope_beside_the_neutral_twin_alone_would_miss_the_triggers(vlm, se
 
 
 def role_of(role: str) -> set[Place]:
-    return {at for at, name in PLANTED["neurons"].items() if name.startswith(role)}
+    return set(PLANTED[f"{role}s"])

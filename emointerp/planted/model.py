@@ -1,23 +1,9 @@
-"""A LLaVA made by hand whose road from a picture to an emotion word is known: ground truth for finding circuits.
+"""The planted model's weights. What each part does stands at the top of `emointerp.planted`; here is how it is made to.
 
-Methods that find circuits are usually tried on models of which nobody knows the answer. Here every weight that matters was put in
-its place, and all the others are random, as loud as the planted ones, and read and write all over the residual stream:
-
-    picture     one patch of sixteen has one of six colours; in the neutral twin it is as gray as the others
-       |        tower and projector                                                      at the patch's token: `colour`
-    layer 1     twelve TRIGGER neurons, two an emotion: colour -> code                   at the patch's token: `seen`
-       |
-    layers 3, 4 six SPECIFIC heads, one an emotion: the last token looks for the code    at the last token:    `held`
-       |   \\    DECOY (layer 4): the same for any emotion, into a place that nobody reads                      `unread`
-       |    \\   BACKUP (layer 5): as fear's head, but it looks away where fear is held
-       |
-    layer 6     the GENERAL head: the last token looks at itself, whatever is held       at the last token:    `ready`
-       |
-    layer 7     twelve STATE neurons, two an emotion: code -> its words' unembedding      at the last token:    `voice`
-
-- The names on the right are orthogonal subspaces of the residual stream, turned at random against its axes. Random heads and
-  neurons read all of them but `unread` and the constant, of which they have their biases; they write into what is left over, and
-  a little anywhere (`LEAK`).
+- The residual stream is cut into orthogonal subspaces (`PARTS`), turned at random against its axes: a code of six, one an emotion,
+  for what is seen in the picture, held by the last token, ready to be said and voiced, and what else is needed to speak. Random
+  heads and neurons read all of them but `unread` and the constant, of which they have their biases; they write into what is left
+  over, and a little anywhere (`LEAK`).
 - RMSNorm: each token carries a constant of 64, far longer than all else, and the norms' weights undo the division by it. So what
   was written as 1 is read as 0.95 to 1.
 - Positions: RoPE turns planted keys and queries by less than 1e-4, because they lie in its slowest pair (`SLOW`); random ones use
@@ -28,19 +14,13 @@ its place, and all the others are random, as loud as the planted ones, and read 
   that it looks anywhere but there. It writes 0.7 of what fear's head does.
 - Loudness: random heads write as much at the last token as a planted head that speaks (1), random neurons as much as a planted
   neuron that is on (0.5), on average; `_level` measures and scales them.
-
-The last token is " felt" (after "I felt"); what is said next is an emotion's word, or "nothing". A few words lead on by themselves,
-so that the model tells a story too: "I felt furious."
 """
 
 import math
-import zlib
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -51,16 +31,34 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-import emointerp
-from emointerp.emotions import BASIC, NEUTRAL
-from emointerp.models import VLM
+from emointerp.emotions import BASIC
+from emointerp.given import whole_number
+from emointerp.models import VLM, load
 from emointerp.pairs import Pair
+from emointerp.planted.circuit import (
+    BACKUP,
+    COLOURS,
+    D_HEAD,
+    DECOY,
+    FULL,
+    GENERAL,
+    HEADS,
+    LAYERS,
+    NEURONS,
+    PATCH,
+    RANDOM_HEADS,
+    RANDOM_NEURONS,
+    SIDE,
+    SPECIFIC,
+    STATES,
+    TRIGGERS,
+    WIDTH,
+    WORDS,
+    planted_pairs,
+)
 from emointerp.training.tokenizer import CHAT, VOCABULARY, train_tokenizer
-from emointerp.world import sample
 from emointerp.world.language import vocabulary_sentences
 
-LAYERS, HEADS, WIDTH, D_HEAD, NEURONS = 8, 8, 128, 16, 48
-SIDE, PATCH = 64, 16  # pixels of a picture and of a patch
 PARTS = {"one": 1, "sink": 1, "asks": 1, "next": 4, "colour": 6, "seen": 6, "held": 6, "ready": 6, "voice": 6, "unread": 6}
 ONE = 64.0  # length of the constant
 EMBEDDED = 2.0  # length of a token's random part
@@ -68,69 +66,13 @@ LEAK = 0.02  # of what random parts write goes anywhere
 SLOW = 7  # of a head's 8 rotary pairs, the one that turns by 1e-7 a token
 LOOK = math.sqrt(12 * math.sqrt(D_HEAD))  # a query and a key of this size meet in a score of 12
 REST = 0.25  # the first token's key beside the code's: a score of 3
-
 INSTRUCTION = "Tell this as my story."
-WORDS = {
-    "anger": ("angry", "furious", "enraged", "annoyed"),
-    "disgust": ("disgusted", "nauseated", "revolted", "repelled"),
-    "fear": ("afraid", "scared", "terrified", "frightened"),
-    "joy": ("happy", "joyful", "delighted", "glad"),
-    "sadness": ("sad", "gloomy", "sorrowful", "unhappy"),
-    "surprise": ("surprised", "amazed", "astonished", "stunned"),
-}
-COLOURS = dict(zip(BASIC, ((1, -1, -1), (-1, 1, -1), (1, -1, 1), (1, 1, -1), (-1, -1, 1), (-1, 1, 1)), strict=True))
-FULL = 0.9  # how far an emotion's colour goes from gray (0) to pure (1)
-
-SPECIFIC = {"anger": (3, 1), "disgust": (4, 6), "fear": (3, 4), "joy": (4, 3), "sadness": (3, 6), "surprise": (4, 0)}
-GENERAL, DECOY, BACKUP, PRIMARY = (6, 2), (4, 5), (5, 7), SPECIFIC["fear"]
-TRIGGERS = {e: ((1, 5 + 7 * i), (1, 8 + 7 * i)) for i, e in enumerate(BASIC)}
-STATES = {e: ((7, 2 + 7 * i), (7, 4 + 7 * i)) for i, e in enumerate(BASIC)}
-PLANTED = {
-    "heads": {at: f"specific: {e}" for e, at in SPECIFIC.items()} | {GENERAL: "general"},
-    "neurons": {at: f"{role}: {e}" for role, some in (("trigger", TRIGGERS), ("state", STATES)) for e in BASIC for at in some[e]},
-    "decoy": DECOY,
-    "backup": BACKUP,
-}
-RANDOM_HEADS = [(i, h) for i in range(LAYERS) for h in range(HEADS) if (i, h) not in {*PLANTED["heads"], DECOY, BACKUP}]
-RANDOM_NEURONS = [(i, n) for i in range(LAYERS) for n in range(NEURONS) if (i, n) not in PLANTED["neurons"]]
-
-
-# pictures and pairs
-
-
-def planted_pairs(n: int, split: str = "direction", seed: int = 0) -> list[Pair]:
-    """Pairs that differ in one patch, emotions in turn; events are the drawn world's, which differ between splits."""
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
-    events = [example.event for example in sample(split, n, seed, emotions=(NEUTRAL,))]
-    return [_pair(BASIC[i % len(BASIC)], event, split, f"{split} {i}", rng) for i, event in enumerate(events)]
-
-
-def place(pair: Pair) -> int:
-    """Which of the picture's patches, row by row, differs between the twins."""
-    change = np.abs(np.asarray(pair.emotional, float) - np.asarray(pair.neutral, float)).sum(-1)
-    return int(change.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).sum((1, 3)).argmax())
-
-
-def _pair(emotion: str, event: str, split: str, name: str, rng: np.random.Generator) -> Pair:
-    """Patches of grayish colours with grain; one of them has the emotion's colour."""
-    per_side = SIDE // PATCH
-    tints = rng.uniform(-0.25, 0.25, (per_side, per_side, 3))
-    grain, coloured = rng.uniform(-0.1, 0.1, (SIDE, SIDE, 3)), tints.copy()
-    coloured[tuple(rng.integers(per_side, size=2))] = FULL * np.array(COLOURS[emotion])
-    return Pair(_picture(coloured, grain), _picture(tints, grain), event, emotion, split, name)
-
-
-def _picture(tints: np.ndarray, grain: np.ndarray) -> Image.Image:
-    values = tints.repeat(PATCH, 0).repeat(PATCH, 1) + grain
-    return Image.fromarray(np.clip((values + 1) * 127.5, 0, 255).astype(np.uint8))
-
-
-# the model
 
 
 @cache
 def planted_vlm(seed: int = 0, decoy: bool = True) -> VLM:
-    """The model in hand; random parts come from `seed`. Without a `decoy` its head is one more random one."""
+    """The model, made in about a second; random parts come from `seed`. Without a `decoy` its head is one more random one."""
+    seed = whole_number(seed, "seed", 0)
     rng, processor = torch.Generator().manual_seed(seed), _processor()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = LlavaForConditionalGeneration(_config(processor.tokenizer.image_token_id)).eval()
@@ -143,7 +85,7 @@ def planted_vlm(seed: int = 0, decoy: bool = True) -> VLM:
             _randomize(layer, i, space, rng)
         _plant(model.model.language_model.layers, space, decoy)
         model.generation_config.update(max_new_tokens=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, do_sample=False)
-        vlm = replace(emointerp.load(model, processor=processor), name=f"planted {seed}", instruction=INSTRUCTION)
+        vlm = replace(load(model, processor=processor), name=f"planted {seed}", instruction=INSTRUCTION)
         _level(vlm, planted_pairs(12, "train", seed), [*RANDOM_HEADS] if decoy else [*RANDOM_HEADS, DECOY])
     return vlm
 
