@@ -25,6 +25,7 @@ from emointerp.heads import (
     check_heads,
     head_map,
     intention,
+    maps,
     matched_sets,
     specificity,
     visual_heads,
@@ -610,12 +611,45 @@ def test_a_check_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     message = r'begun with other settings: metric was "log mass", now "mass"; seed was 0, now 1; sets was .*Name another file'
     with pytest.raises(InputError, match=message):
         check_heads(vlm, pairs, metric="mass", seed=1, file=file, **options)
-    with pytest.raises(InputError, match=r"settings: pairs was .*; events was "):
+    with pytest.raises(InputError, match=r"settings: pairs was .*; emotions was .*; events was "):
         check_heads(vlm, pairs[:3], file=file, **options)
     for other in ("no json\n", json.dumps({"model": "x"}) + "\n", ""):
         file.write_text(other)
-        with pytest.raises(InputError, match="holds no function check; name another file"):
+        with pytest.raises(InputError, match="holds no finished pairs of such a run; name another file"):
             check_heads(vlm, pairs, file=file, **options)
+
+
+def test_a_map_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """Each pair is asked once; what else was asked is refused, a check's file too."""
+    vlm, pairs, file, asked = tiny_families.vlm("llava_clip"), some_pairs(4), tmp_path / "map.jsonl", []
+    options = {"words": WORDS, "progress": False}
+    whole, gather = head_map(vlm, pairs, **options), maps.collect
+
+    def stopped(vlm, prompt, *args, **kwargs):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return gather(vlm, prompt, *args, **kwargs)
+
+    monkeypatch.setattr(maps, "collect", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        head_map(vlm, pairs, file=file, **options)
+    asked.clear()
+    pd.testing.assert_frame_equal(head_map(vlm, pairs, file=file, **options).table, whole.table)
+    assert len(asked) == 2 and len(file.read_text().splitlines()) == 5
+    pd.testing.assert_frame_equal(head_map(vlm, pairs, file=file, **options).table, whole.table)
+    other = replace(pairs[0], neutral=pairs[1].neutral)
+    for given, changed, said in (
+        (pairs, {"direction": "noising"}, 'direction was "denoising", now "noising"'),
+        (pairs, {"layers": [0, 2], "positions": ("query", "last")}, r"layers was .* now \[0, 2\]; positions was"),
+        (pairs, {"words": {**WORDS, "up": ["uncle"]}}, "words was"),
+        ([other, *pairs[1:]], {}, "settings: pairs was"),
+        ([replace(pairs[0], emotion="down"), *pairs[1:]], {}, "settings: emotions was"),
+    ):
+        with pytest.raises(InputError, match=f"begun with other .*{said}"):
+            head_map(vlm, given, file=file, **options | changed)
+    with pytest.raises(InputError, match="holds no finished pairs of such a run; name another file"):
+        check_heads(vlm, pairs, [(1, 0)], sets=2, file=file, **options)
 
 
 def test_the_check_of_a_story():

@@ -26,7 +26,7 @@ from emointerp.evaluation.items import CONFLICT
 from emointerp.evaluation.mer_unibench import SETS
 from emointerp.files import alone
 from emointerp.flow import Flow
-from emointerp.heads.check import Kept
+from emointerp.heads.kept import Kept
 from emointerp.pairs import TABLE, Pair, fingerprint, save_pairs, world_pairs
 from emointerp.reproduce import kept, layers, mending, roads, runner, sizes
 from emointerp.reproduce import task as task_module

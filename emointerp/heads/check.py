@@ -11,8 +11,6 @@ So the set is measured as a set beside random ones with as many heads in the sam
 A model with few heads a layer has few such sets, and they overlap with the set that is tested: `sets` says how much.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +22,16 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from emointerp.circuit import revision
 from emointerp.directions import Directions
-from emointerp.emotions.wheels import Wheel, WheelsLike
+from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
-from emointerp.files import whole
+from emointerp.heads.kept import Kept, settings_of
 from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
 from emointerp.measures import Measure, Measured, measure_of
 from emointerp.models import VLM, Prompt
-from emointerp.pairs import Pair, asked_of, check_aligned, fingerprint, twin_prompts
+from emointerp.pairs import Pair, asked_of, check_aligned, twin_prompts
 from emointerp.plots import GRAY, INK, ORANGE, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import against_random, ratio_interval
@@ -132,8 +129,8 @@ def check_heads(
     norms = write_norms(vlm, [_at(p[0], one[0], "last") for p, one in zip(both, acts, strict=True)], "heads")
     drawn = (heads, *matched_sets(heads, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
-    asked |= {"positions": list(where)}
-    kept = Kept(file, settings_of(measure, pairs, both, drawn, words, wheels, directions, asked))
+    asked |= {"positions": list(where), "sets": [list(map(list, some)) for some in drawn]}
+    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file else {})
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)
         edits = _edits(both[i], acts[i], pool, where, drawn, measure, (seed, i))
@@ -258,80 +255,8 @@ def _one_pair(
     return columns
 
 
-def settings_of(
-    measure: Measure,
-    pairs: Sequence[Pair],
-    both: Sequence[list[Prompt]],
-    drawn: Sequence[tuple[Head, ...]],
-    words: Words,
-    wheels: WheelsLike,
-    directions: Directions | None,
-    asked: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What a check of heads or neurons that goes on must have been begun with, as JSON, `asked` among it; `Kept` compares it."""
-    begun = {"model": measure.vlm.name, "weights": revision(measure.vlm), "metric": measure.name}
-    return {
-        **begun,
-        **asked,
-        "pairs": [fingerprint(prompts[0].image) for prompts in both],
-        "events": [pair.event for pair in pairs],
-        "words": {emotion: list(some) for emotion, some in words.items()} if words else None,
-        "wheels": None if wheels is None or measure.metrics else [_described_wheel(wheel) for wheel in measure.wheels],
-        "directions": float(directions.vectors.double().abs().sum()) if directions else None,
-        "sets": [list(map(list, some)) for some in drawn],
-    }
-
-
-def _described_wheel(wheel: Wheel) -> list[str]:
-    """A wheel's name, and a hash of what it sorts where."""
-    return [wheel.name, hashlib.sha256(json.dumps(sorted(wheel.table.items())).encode()).hexdigest()[:16]]
-
-
 def described_sets(drawn: Sequence[tuple[Head, ...]], norms: np.ndarray, parts: str) -> pd.DataFrame:
     """A row a set: its `parts`, the share of them that are tested ones (the first set's), and how long their writes are."""
     tested = set(drawn[0])
     rows = [(some, len(tested & set(some)) / len(some), float(np.mean([norms[place] for place in some]))) for some in drawn]
     return pd.DataFrame(rows, columns=[parts, "overlap", "norm"]).rename_axis("set")
-
-
-class Kept:
-    """Finished pairs, in a file of JSON lines if one is named: the settings first, then a line a pair."""
-
-    def __init__(self, file: str | Path | None, settings: dict[str, Any]):
-        self.file, self.rows = None if file is None else Path(file), []
-        if self.file is not None and self.file.exists():
-            self._read(settings)
-        elif self.file is not None:
-            self._write([json.dumps(settings) + "\n"])
-
-    def _write(self, lines: list[str]) -> None:
-        """The file anew, whole or not at all: a run may be killed at any moment."""
-        with whole(self.file) as part:
-            part.write_text("".join(lines))
-
-    def add(self, row: dict[str, list]) -> None:
-        """Keep a pair's rows."""
-        self.rows.append(row)
-        if self.file is not None:
-            with self.file.open("a") as opened:
-                opened.write(json.dumps(row) + "\n")
-
-    def _read(self, settings: dict[str, Any]) -> None:
-        """The settings must be the same; a last line that an interruption cut off is dropped."""
-        lines = self.file.read_text().splitlines(keepends=True)
-        finished = [line for line in lines if line.endswith("\n")]
-        try:
-            before, *self.rows = map(json.loads, finished)
-            before = {"wheels": None} | before  # files of before there was a choice
-            different = [name for name in settings if before[name] != settings[name]]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.file} holds no function check; name another file.") from None
-        if different:
-            said = "; ".join(f"{name} was {_short(before[name])}, now {_short(settings[name])}" for name in different)
-            raise InputError(f"{self.file} was begun with other settings: {said}. Name another file, or give the same settings.")
-        self._write(finished)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

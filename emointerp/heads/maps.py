@@ -9,6 +9,7 @@ cheap where models are large, blind to softmaxes and norms that saturate, and no
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
+from emointerp.heads.kept import Kept, settings_of
 from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
 from emointerp.measures import HITS, Measure, Measured, measure_of
@@ -202,6 +204,7 @@ def head_map(
     wheels: WheelsLike = None,
     answer: str = "I felt",
     max_new_tokens: int = 64,
+    file: str | Path | None = None,
     progress: bool = True,
 ) -> HeadMap:
     """Patch every head of every layer, one at a time, at `positions` of each pair's prompt, through one sweep a prompt.
@@ -211,6 +214,8 @@ def head_map(
     `layer`. `layers`: by default all that come before what is measured (upstream heads for restoration). For "hit rate", no
     answer is begun, and what a head gives at the last token of the donor's prompt stays while the story is told. For a concept
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.
+
+    With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
     """
     pairs = asked_of(vlm, pairs)
     where = checked_positions(positions, metric)
@@ -225,7 +230,12 @@ def head_map(
         own, found = measure.under(prompts[0], {cell: [patched_head(acts, *cell, at, lasts)] for cell in cells}, emotion)
         return own, measure.own(prompts[1], acts, emotion), found
 
-    return _mapped(vlm, pairs, measure, direction, chosen, values, "" if lasts else answer, "patching", progress)
+    answer = "" if lasts else answer
+    both = _aligned(vlm, pairs, direction, answer)
+    asked = {"direction": direction, "layer": layer, "layers": list(chosen), "positions": list(where), "answer": answer}
+    asked |= {"max_new_tokens": max_new_tokens}
+    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file else {})
+    return _mapped(pairs, both, measure, direction, chosen, values, kept, "patching", progress)
 
 
 def attribution_map(
@@ -259,7 +269,8 @@ def attribution_map(
         guess = _first_order(*acts, prompts[0].positions(where))[list(chosen)]
         return receiver, donor, receiver + guess.flatten().double().cpu().numpy()
 
-    return _mapped(vlm, pairs, measure, direction, chosen, values, answer, "attribution", progress)
+    both = _aligned(vlm, pairs, direction, answer)
+    return _mapped(pairs, both, measure, direction, chosen, values, Kept(None, {}), "attribution", progress)
 
 
 def _first_order(receiver: Activations, donor: Activations, at: tuple[int, ...]) -> Tensor:
@@ -276,25 +287,33 @@ def _layers(measure: Measure, layers: Iterable[int] | int | None) -> tuple[int, 
     return chosen
 
 
+def _aligned(vlm: VLM, pairs: Sequence[Pair], direction: str, answer: str) -> list[list[Prompt]]:
+    """Both prompts of each pair, token for token alike but for the picture."""
+    if direction not in DIRECTIONS:
+        raise InputError(f"direction is {direction!r}; expected {' or '.join(map(repr, DIRECTIONS))}.")
+    both = [twin_prompts(vlm, pair, answer) for pair in pairs]
+    check_aligned(vlm, pairs, both)
+    return both
+
+
 def _mapped(
-    vlm: VLM,
     pairs: Sequence[Pair],
+    both: Sequence[list[Prompt]],
     measure: Measure,
     direction: str,
     layers: Sequence[int],
     values: Callable[[list[Prompt], str], tuple[float, float, np.ndarray]],
-    answer: str,
+    kept: Kept,
     kind: str,
     progress: bool,
 ) -> HeadMap:
     """A map of what `values` gives of each pair's receiver and donor: the receiver's own, the donor's own, one a head."""
-    if direction not in DIRECTIONS:
-        raise InputError(f"direction is {direction!r}; expected {' or '.join(map(repr, DIRECTIONS))}.")
-    both, frames = [twin_prompts(vlm, pair, answer) for pair in pairs], []
-    check_aligned(vlm, pairs, both)
-    places = pd.MultiIndex.from_product([layers, range(vlm.anatomy.n_heads)], names=PLACE).to_frame(index=False)
-    for i, (pair, prompts) in enumerate(zip(tqdm(pairs, desc=kind, disable=not progress), both, strict=True)):
-        receiver, donor, found = values(prompts[::-1] if direction == "denoising" else prompts, pair.emotion)
-        about = {"pair": i, "emotion": pair.emotion, "picture": fingerprint(prompts[0].image)}
-        frames.append(places.assign(**about, value=found, receiver=receiver, donor=donor))
+    for i in tqdm(range(len(kept.rows), len(pairs)), desc=kind, initial=len(kept.rows), total=len(pairs), disable=not progress):
+        receiver, donor, found = values(both[i][::-1] if direction == "denoising" else both[i], pairs[i].emotion)
+        kept.add({"value": found.tolist(), "receiver": receiver, "donor": donor})
+    places = pd.MultiIndex.from_product([layers, range(measure.vlm.anatomy.n_heads)], names=PLACE).to_frame(index=False)
+    frames = [
+        places.assign(pair=i, emotion=pair.emotion, picture=fingerprint(prompts[0].image), **row)
+        for i, (pair, prompts, row) in enumerate(zip(pairs, both, kept.rows, strict=True))
+    ]
     return HeadMap(pd.concat(frames, ignore_index=True), measure.name, direction, kind)

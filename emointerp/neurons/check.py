@@ -21,7 +21,8 @@ from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads import HeadCheck, matched_sets
-from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, Kept, described_sets, donor_pool, settings_of
+from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, described_sets, donor_pool
+from emointerp.heads.kept import Kept, settings_of
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
 from emointerp.measures import HITS, Measure, Measured, measure_of
@@ -89,8 +90,8 @@ def check_neurons(
     near = _near(neurons, vlm.anatomy.d_mlp, sets, apart) if near is None else near
     drawn = (neurons, *matched_sets(neurons, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
-    asked |= {"positions": list(map(list, where))}
-    kept = Kept(file, settings_of(measure, pairs, both, drawn, words, wheels, directions, asked))
+    asked |= {"positions": list(map(list, where)), "sets": [list(map(list, some)) for some in drawn]}
+    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file else {})
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = [run for _, run in donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)]
         whole = _whole(acts[i][0], pool, drawn, where[i], measure, (seed, i))
