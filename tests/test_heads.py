@@ -644,10 +644,17 @@ def test_a_map_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         (pairs, {"layers": [0, 2], "positions": ("query", "last")}, r"layers was .* now \[0, 2\]; positions was"),
         (pairs, {"words": {**WORDS, "up": ["uncle"]}}, "words was"),
         ([other, *pairs[1:]], {}, "settings: pairs was"),
+        ([replace(pairs[0], event=pairs[1].event), *pairs[1:]], {}, "settings: events was .*prompts was"),
         ([replace(pairs[0], emotion="down"), *pairs[1:]], {}, "settings: emotions was"),
     ):
         with pytest.raises(InputError, match=f"begun with other .*{said}"):
             head_map(vlm, given, file=file, **options | changed)
+    with pytest.raises(InputError, match="begun with other settings: prompts was"):
+        head_map(replace(vlm, instruction="Say how you felt."), pairs, file=file, **options)
+    again = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*again, again[-1]]))
+    with pytest.raises(InputError, match="has the pairs of two runs at once; delete it"):
+        head_map(vlm, pairs, file=file, **options)
     with pytest.raises(InputError, match="holds no finished pairs of such a run; name another file"):
         check_heads(vlm, pairs, [(1, 0)], sets=2, file=file, **options)
 

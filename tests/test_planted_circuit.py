@@ -77,7 +77,7 @@ def vlm():
 def runs(vlm) -> list[Run]:
     """24 pairs of the test split, four an emotion."""
     found = []
-    for pair in planted_pairs(24, "test"):
+    for pair in planted_pairs("test", 24):
         plus, minus = prompts_of(vlm, pair)
         named = log_mass(vlm, oracle.logits(vlm, plus), pair.emotion)
         found.append(Run(pair, plus, minus, oracle.caches(vlm, plus), oracle.caches(vlm, minus), named))
@@ -116,13 +116,13 @@ def written(vlm, cache: dict, layer: int, head: int, position: int = -1) -> torc
 
 
 def test_pairs_are_twins_of_the_six_emotions():
-    pairs = planted_pairs(12, "selection")
+    pairs = planted_pairs("selection", 12)
     assert [pair.emotion for pair in pairs] == [*BASIC, *BASIC] and {pair.split for pair in pairs} == {"selection"}
     assert check(pairs, progress=False).passed
-    again, other, apart = (planted_pairs(12, split, seed) for split, seed in (("selection", 0), ("selection", 1), ("test", 0)))
+    again, other, apart = (planted_pairs(split, 12, seed) for split, seed in (("selection", 0), ("selection", 1), ("test", 0)))
     assert again[3].emotional.tobytes() == pairs[3].emotional.tobytes() != other[3].emotional.tobytes()
     assert {pair.event for pair in pairs}.isdisjoint(pair.event for pair in apart)
-    assert len({place(pair) for pair in planted_pairs(60)}) > 12
+    assert len({place(pair) for pair in planted_pairs(n=60)}) > 12
 
 
 def test_pictures_are_named_and_twins_are_not(vlm, runs):
@@ -246,12 +246,12 @@ QUIET = {"progress": False}
 @pytest.fixture(scope="module")
 def selection() -> list[Pair]:
     """72 pairs, twelve an emotion: about the fewest of which one emotion's test can survive a scan of 64 heads."""
-    return planted_pairs(72, "selection")
+    return planted_pairs("selection", 72)
 
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Pair]:
-    return planted_pairs(72, "test")
+    return planted_pairs("test", 72)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_attribution_errs_in_sign_and_size_where_neurons_rest(vlm, selection, de
 def test_intention_falls_for_the_decoy(selection, decoy):
     """What a head writes points to the feeling most where it does nothing; without the decoy it finds nearly all of the circuit."""
     vlm = planted_vlm(decoy=decoy)
-    S = differences(vlm, planted_pairs(60, "direction"), answer="I felt", **QUIET).directions(tau=-1)
+    S = differences(vlm, planted_pairs("direction", 60), answer="I felt", **QUIET).directions(tau=-1)
     frame = intention(vlm, selection[:24], S, **QUIET).to_frame()
     ranked = frame.emotional.map(lambda i: i.mean).sort_values(ascending=False)
     precision, _ = precision_recall(ranked.index[:7], PLANTED["heads"])

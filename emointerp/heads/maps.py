@@ -234,7 +234,7 @@ def head_map(
     both = _aligned(vlm, pairs, direction, answer)
     asked = {"direction": direction, "layer": layer, "layers": list(chosen), "positions": list(where), "answer": answer}
     asked |= {"max_new_tokens": max_new_tokens}
-    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file else {})
+    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file is not None else {})
     return _mapped(pairs, both, measure, direction, chosen, values, kept, "patching", progress)
 
 

@@ -21,7 +21,7 @@ so that the model tells a story too: "I felt furious." It is a LLaVA as any othe
 - `planted_vlm`, `planted_pairs`: the model, and pairs of pictures to ask it about. `truth`: what is where.
 - `score`: a method's heads or neurons, as a set or a ranking, beside the truth. `compare`: methods, yours among them, side by side.
 
->>> vlm, pairs = planted_vlm(), planted_pairs(72, "selection")                                # doctest: +SKIP
+>>> vlm, pairs = planted_vlm(), planted_pairs("selection", 72)                                # doctest: +SKIP
 >>> score(head_map(vlm, pairs).passed())                                                      # doctest: +SKIP
 Score(precision=1.0, recall=1.0, average_precision=nan)
 >>> compare(METHODS | {"mine": my_method}).plot()                                             # doctest: +SKIP

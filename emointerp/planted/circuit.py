@@ -61,11 +61,8 @@ def truth(parts: str = "heads") -> pd.DataFrame:
     return pd.DataFrame([*rows.values()], places, ["role", "emotion"])
 
 
-def planted_pairs(n: int, split: str = "direction", seed: int = 0) -> list[Pair]:
-    """Pairs that differ in one patch, emotions in turn; events are the drawn world's, which differ between splits.
-
-    Twins are drawn from `split` and `seed`, so that pairs of one split never come back in another.
-    """
+def planted_pairs(split: str = "direction", n: int = 60, seed: int = 0) -> list[Pair]:
+    """n pairs that differ in one patch, emotions in turn; pictures and events (the drawn world's) differ between splits."""
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
     n, seed = whole_number(n, "n", 1), whole_number(seed, "seed", 0)

@@ -1,7 +1,7 @@
 """Methods that say which heads carry the emotion, tried on planted models: these of the package, and yours.
 
 A method is a function from a model and pairs of pictures to a number for each of its heads, larger where the method finds more: a
-Series by (layer, head). It may ask the model whatever it likes.
+Series by (layer, head). It may ask the model whatever it likes, and leaves it as it was.
 """
 
 import math
@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
+from emointerp.circuit import revision
 from emointerp.errors import InputError
 from emointerp.given import expected, said, whole_number
 from emointerp.heads import attribution_map, head_map, intention, visual_heads
@@ -27,13 +28,13 @@ from emointerp.models import VLM
 from emointerp.pairs import Pair
 from emointerp.planted.circuit import COLOURS, HEADS, LAYERS, PLANTED, planted_pairs
 from emointerp.planted.model import planted_vlm
-from emointerp.planted.scoring import score
+from emointerp.planted.scoring import Score, score
 from emointerp.plots import BLUE, GREEN, INK, ORANGE, PALE, new_figure
 from emointerp.saved import Saved
 from emointerp.steering import steering_vectors
 from emointerp.tracing import collect
 
-BEGUN = "I felt"
+BEGUN, FOLDS = "I felt", 4
 MARKERS = {"specific": (BLUE, "o"), "general": (GREEN, "s"), "decoy": (ORANGE, "x")}
 PLACES = pd.MultiIndex.from_product([range(LAYERS), range(HEADS)], names=["layer", "head"])
 Method = Callable[[VLM, Sequence[Pair]], pd.Series]
@@ -60,19 +61,22 @@ def attribution_size(vlm: VLM, pairs: Sequence[Pair]) -> pd.Series:
 
 
 def direct(vlm: VLM, pairs: Sequence[Pair]) -> pd.Series:
-    """Direct logit attribution: what the emotion's words lose, in nats, where a head's write is taken out of the last residual."""
+    """Direct logit attribution: what the emotion's words lose, in nats, where a head's write is taken out of the last residual.
+
+    The last norm is asked again; often its scale is held instead. Here it hardly moves.
+    """
     metrics, effects = emotion_metrics(vlm), []
     for pair in pairs:
         acts = collect(vlm, vlm.prompt(*pair.plus, answer=BEGUN), ["heads", "residual"], positions="last")
         last, writes = acts.residual[-1], head_writes(vlm, acts.heads)[:, :, 0].flatten(0, 1)
-        said = metrics[pair.emotion](lens_logits(vlm, torch.cat([last, last - writes])))
-        effects.append((said[0] - said[1:]).detach().cpu().numpy())
+        named = metrics[pair.emotion](lens_logits(vlm, torch.cat([last, last - writes])))
+        effects.append((named[0] - named[1:]).detach().cpu().numpy())
     return pd.Series(np.mean(effects, axis=0), PLACES)
 
 
 def cosine(vlm: VLM, pairs: Sequence[Pair]) -> pd.Series:
-    """Emotional intention: how far what a head writes points along the emotion's steering vector, made of other pairs."""
-    S = steering_vectors(vlm, planted_pairs(60, "direction"), tau=-1, answer=BEGUN, progress=False)
+    """Emotional intention: the cosine of what a head writes and the emotion's steering vector, which is made of other pairs."""
+    S = steering_vectors(vlm, planted_pairs("direction", 60), tau=-1, answer=BEGUN, progress=False)
     return intention(vlm, pairs, S, progress=False).table.groupby(["layer", "head"]).emotional.mean()
 
 
@@ -84,10 +88,14 @@ def looking(vlm: VLM, pairs: Sequence[Pair]) -> pd.Series:
 def probe(vlm: VLM, pairs: Sequence[Pair]) -> pd.Series:
     """A linear probe: how often the emotion is read off a head's output, of pictures that it was not fitted to (four folds)."""
     read = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=500))
+    emotions = pd.Series([pair.emotion for pair in pairs])
+    if (fewest := emotions.value_counts().min()) < FOLDS:
+        raise InputError(
+            f"An emotion has {fewest} pairs; a probe of {FOLDS} folds needs {FOLDS} of each, so {FOLDS * len(COLOURS)}."
+        )
     prompts = [vlm.prompt(*pair.plus, answer=BEGUN) for pair in pairs]
     outputs = torch.stack([acts.heads[:, :, 0] for acts in collect(vlm, prompts, ["heads"], positions="last")]).cpu().numpy()
-    emotions = [pair.emotion for pair in pairs]
-    return pd.Series([cross_val_score(read, outputs[:, layer, head], emotions, cv=4).mean() for layer, head in PLACES], PLACES)
+    return pd.Series([cross_val_score(read, outputs[:, layer, head], emotions, cv=FOLDS).mean() for layer, head in PLACES], PLACES)
 
 
 METHODS: dict[str, Method] = {
@@ -117,7 +125,7 @@ class Comparison(Saved):
         by_method = self.scores.groupby("method", sort=False)
         frame = by_method[["precision", "average_precision"]].mean().assign(lowest=by_method.average_precision.min())
         decoys = self.table[self.table.role == "decoy"].groupby("method")["rank"].mean()
-        return frame.assign(decoy=decoys).sort_values("average_precision", ascending=False, kind="stable")
+        return frame.assign(decoy_rank=decoys).sort_values("average_precision", ascending=False, kind="stable")
 
     def plot(self) -> Figure:
         """Where each method ranks the planted heads and the decoy, of all heads; to the left of the line stands what it takes."""
@@ -143,7 +151,7 @@ class Comparison(Saved):
 
 def compare(
     methods: Any = None,
-    seeds: Iterable[int] = (0,),
+    seeds: Any = (0,),
     n: int = 72,
     decoy: bool = True,
     progress: bool = True,
@@ -151,26 +159,33 @@ def compare(
     """Ask methods of n pairs on a planted model a seed, and score them.
 
     `methods` by name, by default `METHODS`; `METHODS | {"mine": mine}` sets yours beside them. Pairs are of the selection split,
-    emotions in turn. Those of `METHODS` take about 20 seconds a seed. Raises InputError, with the method's name, where one gives no
-    ranking of all heads.
+    emotions in turn. Those of `METHODS` take about 20 seconds a seed, and want 24 pairs or more. Raises InputError, with the
+    method's name, where one gives no ranking of all heads, or changes the model's weights: all are asked of the same.
     """
     methods, n = _checked_methods(methods), whole_number(n, "n", len(COLOURS))
-    seeds = [whole_number(seed, "a seed", 0) for seed in seeds]
+    seeds = [whole_number(seed, "a seed", 0) for seed in expected(seeds, Iterable, "seeds, such as range(3)")]
     if not seeds:
         raise InputError("There are no seeds; expected some, such as range(3).")
     tables, scores = [], []
     for seed, name in tqdm([(seed, name) for seed in seeds for name in methods], desc="methods", disable=not progress):
-        vlm, pairs = planted_vlm(seed, decoy), planted_pairs(n, "selection", seed)
-        try:
-            found = score(methods[name](vlm, pairs))
-        except InputError as error:
-            raise InputError(f"The method {name!r}: {error}") from error
-        if math.isnan(found.average_precision):
-            raise InputError(f"The method {name!r} gave a set; expected a ranking, a Series with a number for each head.")
+        found = _asked(name, methods[name], planted_vlm(seed, decoy), planted_pairs("selection", n, seed))
         tables.append(found.table.assign(method=name, seed=seed))
         scores.append({"method": name, "seed": seed, "precision": found.precision, "average_precision": found.average_precision})
     table = pd.concat(tables, ignore_index=True)
     return Comparison(table if decoy else table[table.role != "decoy"], pd.DataFrame(scores))
+
+
+def _asked(name: str, method: Method, vlm: VLM, pairs: Sequence[Pair]) -> Score:
+    before = revision(vlm)
+    try:
+        found = score(method(vlm, pairs))
+    except InputError as error:
+        raise InputError(f"The method {name!r}: {error}") from error
+    if math.isnan(found.average_precision):
+        raise InputError(f"The method {name!r} gave a set; expected a ranking, a Series with a number for each head.")
+    if revision(vlm) != before:
+        raise InputError(f"The method {name!r} changed the model's weights; begin anew, and let it change a copy.")
+    return found
 
 
 def _checked_methods(methods: Any) -> dict[str, Method]:

@@ -1,6 +1,6 @@
 """The planted model's weights. What each part does stands at the top of `emointerp.planted`; here is how it is made to.
 
-- The residual stream is cut into orthogonal subspaces (`PARTS`), turned at random against its axes: a code of six, one an emotion,
+- The residual stream is cut into orthogonal subspaces (`SPACES`), turned at random against its axes: a code of six, one an emotion,
   for what is seen in the picture, held by the last token, ready to be said and voiced, and what else is needed to speak. Random
   heads and neurons read all of them but `unread` and the constant, of which they have their biases; they write into what is left
   over, and a little anywhere (`LEAK`).
@@ -59,7 +59,7 @@ from emointerp.planted.circuit import (
 from emointerp.training.tokenizer import CHAT, VOCABULARY, train_tokenizer
 from emointerp.world.language import vocabulary_sentences
 
-PARTS = {"one": 1, "sink": 1, "asks": 1, "next": 4, "colour": 6, "seen": 6, "held": 6, "ready": 6, "voice": 6, "unread": 6}
+SPACES = {"one": 1, "sink": 1, "asks": 1, "next": 4, "colour": 6, "seen": 6, "held": 6, "ready": 6, "voice": 6, "unread": 6}
 ONE = 64.0  # length of the constant
 EMBEDDED = 2.0  # length of a token's random part
 LEAK = 0.02  # of what random parts write goes anywhere
@@ -69,10 +69,13 @@ REST = 0.25  # the first token's key beside the code's: a score of 3
 INSTRUCTION = "Tell this as my story."
 
 
-@cache
 def planted_vlm(seed: int = 0, decoy: bool = True) -> VLM:
-    """The model, made in about a second; random parts come from `seed`. Without a `decoy` its head is one more random one."""
-    seed = whole_number(seed, "seed", 0)
+    """The model, made in about a second and kept; random parts come from `seed`. Without a `decoy` its head is a random one too."""
+    return _made(whole_number(seed, "seed", 0), bool(decoy))
+
+
+@cache
+def _made(seed: int, decoy: bool) -> VLM:
     rng, processor = torch.Generator().manual_seed(seed), _processor()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = LlavaForConditionalGeneration(_config(processor.tokenizer.image_token_id)).eval()
@@ -86,7 +89,7 @@ def planted_vlm(seed: int = 0, decoy: bool = True) -> VLM:
         _plant(model.model.language_model.layers, space, decoy)
         model.generation_config.update(max_new_tokens=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, do_sample=False)
         vlm = replace(load(model, processor=processor), name=f"planted {seed}", instruction=INSTRUCTION)
-        _level(vlm, planted_pairs(12, "train", seed), [*RANDOM_HEADS] if decoy else [*RANDOM_HEADS, DECOY])
+        _level(vlm, planted_pairs("train", 12, seed), [*RANDOM_HEADS] if decoy else [*RANDOM_HEADS, DECOY])
     return vlm
 
 
@@ -119,8 +122,8 @@ def _config(image_token: int) -> LlavaConfig:
 def _space(rng: torch.Generator) -> dict[str, Tensor]:
     """Orthonormal directions of the residual stream by name, [size, d_model]; "noise" is what is left over."""
     basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=rng))[0]
-    sizes = [*PARTS.values(), WIDTH - sum(PARTS.values())]
-    space = dict(zip([*PARTS, "noise"], basis.split(sizes), strict=True))
+    sizes = [*SPACES.values(), WIDTH - sum(SPACES.values())]
+    space = dict(zip([*SPACES, "noise"], basis.split(sizes), strict=True))
     return space | {"read": torch.cat([some for name, some in space.items() if name not in ("one", "unread")])}
 
 
