@@ -326,7 +326,7 @@ class Patching(Saved):
         return change_points(self.curves(direction), n, **options)
 
     def plot(self, changes: Mapping[str, ChangePoints] | None = None) -> Figure:
-        """Stages as bars, single layers as curves, a row a direction; broken lines are the controls.
+        """Stages as bars, single layers as curves; broken lines are the controls. Where there are both, a row a direction.
 
         `changes` by direction are drawn with their intervals.
         """
@@ -334,8 +334,8 @@ class Patching(Saved):
         stages = self.table.drop_duplicates("stage").set_index("stage").layers
         wide, single = ([stage for stage in stages.index if _single(stage) is kind] for kind in (False, True))
         shown = [some for some in (wide, single) if some]
-        figure, axes = new_figure(2, len(shown), width=4.6 * len(shown) + 0.9, height=5.6, squeeze=False)
-        for row, direction in zip(axes, DIRECTIONS, strict=True):
+        figure, axes = new_figure(len(shown), 2, width=9.5, height=0.6 + 2.8 * len(shown))
+        for row, direction in zip(axes.reshape(2, -1), DIRECTIONS, strict=True):
             for axis, some in zip(row, shown, strict=True):
                 spans = {span: frame.loc[direction].loc[span].loc[some] for span in self.table.span.unique()}
                 colors = {span: COLORS.get(span, f"C{k}") for k, span in enumerate(spans)}
@@ -351,7 +351,7 @@ class Patching(Saved):
             row[0].set_ylabel("share of the gap closed")
             if changes and direction in changes:
                 _mark(row[-1], changes[direction])
-        _legend(figure, axes[0, 0], {CONTROLS[c]: _STYLES[c] for c in CONTROLS if c in frame})
+        _legend(figure, axes.flat[0], {CONTROLS[c]: _STYLES[c] for c in CONTROLS if c in frame})
         return figure
 
 
@@ -548,10 +548,11 @@ def _control_lines(axis: Any, frame: pd.DataFrame, color: str, bars: tuple[int, 
 
 
 def _legend(figure: Figure, axis: Any, styles: Mapping[str, str] | None = None) -> None:
-    """What the axis names, and what kinds of lines mean."""
+    """What the axis names, and below all of it what kinds of lines mean where these have names."""
     handles, labels = axis.get_legend_handles_labels()
     handles += [Line2D([], [], color=INK, linestyle=style, linewidth=1.2) for style in (styles or {}).values()]
-    figure.legend(handles, [*labels, *(styles or {})], loc="outside right upper", fontsize=9)
+    where = {"loc": "outside lower center", "ncols": len(handles)} if styles else {"loc": "outside right upper"}
+    figure.legend(handles, [*labels, *(styles or {})], fontsize=9, **where)
 
 
 def _maps(mean: pd.Series, column: str) -> Figure:

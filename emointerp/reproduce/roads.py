@@ -133,7 +133,7 @@ def _stage_rows(told: Patching) -> pd.DataFrame:
 
     def cell(source: str, place: tuple[str, str, str]) -> str:
         p = f", p = {frame.p[place]:.4f}" if source == "value" and "p" in frame and np.isfinite(frame.p[place]) else ""
-        return points(found[source][place]) + p if place in found[source] else "none"
+        return points(found[source][place]).removesuffix(" points") + p if place in found[source] else "none"
 
     rows = [
         {"transplant": DIRECTIONS[direction], "stage": stage, "from": SOURCES[source]}
@@ -141,6 +141,7 @@ def _stage_rows(told: Patching) -> pd.DataFrame:
         for direction in told.table.direction.unique()
         for stage in told.table.stage.unique()
         for source in found
+        if any(key[0] == direction for key in found[source])
     ]
     return pd.DataFrame(rows)
 
