@@ -129,7 +129,7 @@ def check_directions(vlm: VLM, directions: Directions | None, what: str) -> None
 
 
 def evenly(n: int, most: int) -> list[int]:
-    """All of n layers, or of a deeper model so many, evenly spaced.
+    """All of n layers, or, where there are more than `most`, so many of them, evenly spaced.
 
     >>> evenly(8, 4), evenly(3, 8)
     ([0, 2, 5, 7], [0, 1, 2])

@@ -67,7 +67,7 @@ class Telling:
         names = f"; the story names <b>{', '.join(self.named) or 'no emotion'}</b>" if self.whole else ""
         return (
             '<div style="display:flex;gap:1em;align-items:center;margin:.4em 0;max-width:46em">'
-            f'<img src="{picture}" width="150" style="border-radius:6px" alt="the picture">'
+            f'<img src="{picture}" width="150" style="border-radius:6px;flex:none" alt="the picture">'
             f'<div><div style="opacity:.75">{marked(self.event, ())}</div><div style="font-size:1.15em;margin:.3em 0">'
             f"{marked(self.story, self.words)}</div>"
             f'<small style="opacity:.75">{known}{names}</small></div></div>'

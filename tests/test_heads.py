@@ -1,5 +1,6 @@
 """Heads against plain hooks, autograd by hand, TransformerLens, closed forms and simulations of nothing at all."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tiny_models import picture
 from emointerp import heads
 from emointerp.directions import Directions
 from emointerp.emotions import Concept, hit_rate
-from emointerp.errors import InputError
+from emointerp.errors import InputError, OutputError
 from emointerp.heads import (
     HeadMap,
     amplification_map,
@@ -34,7 +35,7 @@ from emointerp.lens import emotion_tokens, head_writes
 from emointerp.models import bridge, load
 from emointerp.pairs import Pair, twin_prompts, world_pairs
 from emointerp.statistics import sign_flips
-from emointerp.tracing import Metric, ScaleAttention, SetHead, collect
+from emointerp.tracing import Metric, ScaleAttention, SetHead, collect, logit_mass, projection
 
 EVENT = "The phone rang twice while I was cooking."
 WORDS = {"up": ["uncle", "friend"], "down": ["morning", "church", "teacher"]}
@@ -604,6 +605,8 @@ def test_a_check_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     message = r'begun with other settings: metric was "log mass", now "mass"; seed was 0, now 1; sets was .*Name another file'
     with pytest.raises(InputError, match=message):
         check_heads(vlm, pairs, metric="mass", seed=1, file=file, **options)
+    with pytest.raises(InputError, match='begun with other settings: donors was "neutral", now "others"'):
+        check_heads(vlm, pairs, donors="others", file=file, **options)
     with pytest.raises(InputError, match=r"settings: pairs was .*; emotions was .*; events was "):
         check_heads(vlm, pairs[:3], file=file, **options)
     for other in ("no json\n", json.dumps({"model": "x"}) + "\n", ""):
@@ -639,17 +642,54 @@ def test_a_map_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         ([other, *pairs[1:]], {}, "settings: pairs was"),
         ([replace(pairs[0], event=pairs[1].event), *pairs[1:]], {}, "settings: events was .*prompts was"),
         ([replace(pairs[0], emotion="down"), *pairs[1:]], {}, "settings: emotions was"),
+        (pairs, {"answer": "It is"}, 'answer was "I felt", now "It is"; prompts was'),
+        (pairs, {"metric": logit_mass(vlm, "sad")}, r"metric was .* now \"log p\(sad\)\"; metric's values was"),
     ):
         with pytest.raises(InputError, match=f"begun with other .*{said}"):
             head_map(vlm, given, file=file, **options | changed)
     with pytest.raises(InputError, match="begun with other settings: prompts was"):
         head_map(replace(vlm, instruction="Say how you felt."), pairs, file=file, **options)
+    with torch.no_grad():
+        other = copy.deepcopy(vlm.model)
+        other.lm_head.weight[5] += 1
+    with pytest.raises(InputError, match='begun with other settings: weights was "'):
+        head_map(replace(vlm, model=other), pairs, file=file, **options)
     again = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*again, again[-1]]))
     with pytest.raises(InputError, match="has the pairs of two runs at once; delete it"):
         head_map(vlm, pairs, file=file, **options)
     with pytest.raises(InputError, match="holds no finished pairs of such a run; name another file"):
         check_heads(vlm, pairs, [(1, 0)], sets=2, file=file, **options)
+
+
+def test_a_map_is_not_gone_on_with_by_another_metric_of_the_same_name(tmp_path):
+    """Names that the package gives: two sets of words, two directions; then directions, and how long a story may be."""
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs(2)
+    one, other = some_directions(vlm), some_directions(vlm, 1)
+    wheel = Concept("ends", ("up", "down"), {"up": ("up",), "down": ("down",)})
+    for k, (before, after, said) in enumerate((
+        ({"metric": logit_mass(vlm, ["afraid", "sad"])}, {"metric": logit_mass(vlm, ["afraid", "glad"])}, "metric's values was"),
+        ({"metric": projection(one["up", 2], 2)}, {"metric": projection(one["down", 2], 2)}, "metric's values was"),
+        ({"metric": lambda x: x[:, 3]}, {"metric": lambda x: x[:, 4]}, "metric's values was"),
+        ({"metric": "restoration", "directions": one, "layer": 2}, {"directions": other}, "directions was .*; metric's values was"),
+        ({"metric": "restoration", "directions": one, "layer": 2}, {"layer": 1}, "layer was 2, now 1"),
+        ({"metric": "hit rate", "wheels": wheel, "max_new_tokens": 2}, {"max_new_tokens": 3}, "max_new_tokens was 2, now 3"),
+    )):  # fmt: skip
+        options = {"file": tmp_path / f"{k}.jsonl", "layers": [1], "progress": False} | before
+        first = head_map(vlm, pairs, **options)
+        pd.testing.assert_frame_equal(head_map(vlm, pairs, **options).table, first.table)
+        with pytest.raises(InputError, match=f"begun with other settings: {said}"):
+            head_map(vlm, pairs, **options | after)
+
+
+def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path):
+    vlm, pairs, options = tiny_families.vlm("llava_clip"), some_pairs(2), {"words": WORDS, "progress": False}
+    with pytest.raises(OutputError, match=f"Cannot write in {tmp_path / 'none' / 'map.jsonl'}: No such file or directory"):
+        head_map(vlm, pairs, file=tmp_path / "none" / "map.jsonl", **options)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\n")
+    for file in (tmp_path, tmp_path / "bytes"):
+        with pytest.raises(InputError, match=f"{file} holds no finished pairs of such a run; name another file"):
+            head_map(vlm, pairs, file=file, **options)
 
 
 def test_the_check_of_a_story():

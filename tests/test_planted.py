@@ -7,10 +7,13 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 
+from emointerp.circuit import revision
 from emointerp.emotions import BASIC
 from emointerp.errors import InputError
+from emointerp.lens import emotion_tokens
+from emointerp.pairs import fingerprint
 from emointerp.planted import METHODS, Comparison, Score, compare, planted_pairs, planted_vlm, score, truth
-from emointerp.planted.circuit import BACKUP, DECOY, GENERAL, LAYERS, NEURONS, PLANTED, SPECIFIC, STATES, TRIGGERS, WORDS
+from emointerp.planted.circuit import BACKUP, DECOY, GENERAL, LAYERS, NEURONS, PLANTED, SPECIFIC, STATES, TRIGGERS
 from emointerp.planted.methods import BEGUN, PLACES, direct
 from emointerp.statistics import mean_interval
 
@@ -50,6 +53,16 @@ def test_a_set_is_scored_and_the_backup_counts_neither_way():
     assert score([*PLANTED["heads"], BACKUP]).precision == score(np.array(PLANTED["heads"])).recall == 1
     assert (score([]).precision, score([BACKUP]).precision, score([]).recall) == (0, 0, 0)
     assert score(iter(PLANTED["states"] * 2), "neurons").recall == 0.5 and score(PLANTED["states"], "states").recall == 1
+    turned = pd.MultiIndex.from_tuples(PLANTED["heads"], names=["layer", "head"]).reorder_levels(["head", "layer"])
+    assert score(turned).recall == 1
+
+
+def test_values_of_true_and_false_are_a_set():
+    """Such as of a test for each head; as a ranking all eight would tie across the cut, and none be found."""
+    passed = ranked(*PLANTED["heads"], DECOY) > 0
+    for given in (passed, passed.to_dict(), passed[passed]):
+        found = score(given)
+        assert (found.precision, found.recall) == (7 / 8, 1) and np.isnan(found.average_precision)
 
 
 @pytest.mark.parametrize("parts", ["heads", "neurons", "triggers"])
@@ -143,29 +156,39 @@ def test_methods_are_compared_and_kept(tmp_path):
     asked = []
 
     def mine(vlm, pairs):
-        asked.append((vlm.name, {pair.split for pair in pairs}, len(pairs)))
-        return taken_in(vlm, pairs)
+        asked.append((vlm.name, revision(vlm), [(pair.split, fingerprint(pair.emotional)) for pair in pairs]))
+        return taken_in(vlm, pairs) if vlm.name == "planted 1" else perfect(vlm, pairs)
 
     found = compare({"mine": mine, "perfect": perfect}, seeds=(0, 1), n=12, progress=False)
-    assert asked == [("planted 0", {"selection"}, 12), ("planted 1", {"selection"}, 12)]
+    assert asked == [
+        (f"planted {seed}", revision(planted_vlm(seed)), [("selection", fingerprint(pair.emotional)) for pair in pairs])
+        for seed, pairs in ((seed, planted_pairs("selection", 12, seed)) for seed in (0, 1))
+    ]
+    assert asked[0][2] != asked[1][2]
     frame = found.to_frame()
     assert frame.index.tolist() == ["perfect", "mine"]  # the best first
     assert frame.loc["perfect"].tolist()[:3] == [1, 1, 1]
     by_hand = np.mean([k / (k + 1) for k in range(1, 8)])  # the k-th planted head comes at rank k + 1
-    assert frame.loc["mine"].tolist() == pytest.approx([6 / 7, by_hand, by_hand, 1])
+    decoy = np.mean([1, found.table.query("method == 'mine' and seed == 0 and role == 'decoy'")["rank"].item()])
+    assert frame.loc["mine"].tolist() == pytest.approx([(1 + 6 / 7) / 2, (1 + by_hand) / 2, by_hand, decoy])
     pd.testing.assert_frame_equal(Comparison.load(found.save(tmp_path / "found")).to_frame(), frame)
     one = score(ranked(DECOY))
     pd.testing.assert_frame_equal(Score.load(one.save(tmp_path / "one")).table, one.table)
 
 
-def test_a_method_that_changes_the_model_is_refused():
+def test_what_a_method_changes_meets_no_other():
+    """Weights through `.data`, which nobody can see from outside; hooks; pairs."""
+    seen = []
+
     def changing(vlm, pairs):
-        with torch.no_grad():
-            vlm.model.lm_head.weight[0, 0] += 1
+        seen.append((vlm.model.lm_head.weight.sum().item(), len(vlm.model.lm_head._forward_hooks), len(pairs)))
+        vlm.model.lm_head.weight.data += 1
+        vlm.model.lm_head.register_forward_hook(lambda *_: None)
+        pairs.pop()
         return perfect(vlm, pairs)
 
-    with pytest.raises(InputError, match="The method 'mine' changed the model's weights; begin anew"):
-        compare({"mine": changing}, seeds=(7,), n=6, progress=False)  # a seed that no other test asks for
+    compare({"first": changing, "second": changing}, n=6, progress=False)
+    assert seen[0] == seen[1] and seen[0][1:] == (0, 6)
 
 
 def test_the_figure_shows_each_methods_ranks():
@@ -178,7 +201,14 @@ def test_the_figure_shows_each_methods_ranks():
 
 
 def test_without_a_decoy_there_is_none_to_show():
-    found = compare({"perfect": perfect}, n=6, decoy=False, progress=False)
+    asked = []
+
+    def mine(vlm, pairs):
+        asked.append(revision(vlm))
+        return perfect(vlm, pairs)
+
+    found = compare({"perfect": mine}, n=6, decoy=False, progress=False)
+    assert asked == [revision(planted_vlm(decoy=False))] != [revision(planted_vlm())]
     assert "decoy" not in set(found.table.role) and np.isnan(found.to_frame().decoy_rank["perfect"])
     assert found.plot().alt
 
@@ -189,16 +219,18 @@ def test_direct_attribution_by_hand():
     vlm, pair = planted_vlm(), planted_pairs("test", 4)[3]
     found, language = direct(vlm, [pair]), vlm.model.model.language_model
     seen = oracle.caches(vlm, vlm.prompt(*pair.plus, answer=BEGUN))
-    ids = [vlm.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in WORDS[pair.emotion]]
+    table = emotion_tokens(vlm)
+    ids = table.id[table.emotion == pair.emotion].tolist()
 
     def named(residual) -> float:
         return float(vlm.model.lm_head(language.norm(residual)).double().log_softmax(-1)[ids].logsumexp(-1))
 
     last = seen["residual", LAYERS - 1][-1]
-    for layer, head in [*PLANTED["heads"], DECOY, (7, 5), (0, 0)]:
+    for layer, head in PLACES:
         mine = slice(16 * head, 16 * (head + 1))
         write = language.layers[layer].self_attn.o_proj.weight[:, mine] @ seen["heads", layer][-1, mine]
-        assert found[layer, head] == pytest.approx(named(last) - named(last - write), abs=2e-3)
+        assert found[layer, head] == pytest.approx(named(last) - named(last - write), abs=2e-5)
+    assert found.abs().max() > 1e-3  # there is something to agree about
 
 
 @pytest.fixture(scope="module")

@@ -33,20 +33,21 @@ from emointerp.planted.circuit import (
     HEADS,
     LAYERS,
     NEURONS,
+    PATCH,
     PLANTED,
-    PRIMARY,
     RANDOM_HEADS,
     RANDOM_NEURONS,
+    SIDE,
     SPECIFIC,
     STATES,
     TRIGGERS,
     WORDS,
-    place,
 )
 from emointerp.planted.model import ONE
 from emointerp.steering import differences
 from emointerp.tracing import Edit, SetHead, SetNeurons, collect, patch, sweep
 
+PRIMARY = SPECIFIC["fear"]  # whom the backup stands in for
 HEAD_PLACES = [(i, h) for i in range(LAYERS) for h in range(HEADS)]
 Place = tuple[int, int]
 
@@ -66,6 +67,12 @@ class Run:
     def patch(self) -> int:
         """The visual token that differs."""
         return self.plus.visual[place(self.pair)]
+
+
+def place(pair: Pair) -> int:
+    """Which of the picture's patches, row by row, differs between the twins."""
+    change = np.abs(np.asarray(pair.emotional, float) - np.asarray(pair.neutral, float)).sum(-1)
+    return int(change.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).sum((1, 3)).argmax())
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
-from emointerp.heads.kept import Kept, settings_of
+from emointerp.heads.kept import kept_of
 from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
@@ -130,7 +130,7 @@ def check_heads(
     drawn = (heads, *matched_sets(heads, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
     asked |= {"positions": list(where), "sets": [list(map(list, some)) for some in drawn]}
-    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file is not None else {})
+    kept = kept_of(file, measure, pairs, both, words, wheels, directions, asked)
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)
         edits = _edits(both[i], acts[i], pool, where, drawn, measure, (seed, i))

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from emointerp.circuit import revision
 from emointerp.directions import Directions
 from emointerp.emotions.wheels import Wheel, WheelsLike
 from emointerp.errors import InputError
-from emointerp.files import whole
+from emointerp.files import whole, writing
 from emointerp.lens import Words
 from emointerp.measures import Measure
-from emointerp.models import Prompt
+from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, fingerprint
+from emointerp.tracing import Metric
 
 
 class Kept:
@@ -29,26 +32,25 @@ class Kept:
 
     def _write(self, lines: list[str]) -> None:
         """The file anew, whole or not at all: a run may be killed at any moment."""
-        with whole(self.file) as part:
+        with writing(self.file), whole(self.file) as part:
             part.write_text("".join(lines))
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a pair's rows."""
         self.rows.append(row)
         if self.file is not None:
-            with self.file.open("a") as opened:
+            with writing(self.file), self.file.open("a") as opened:
                 opened.write(json.dumps({"pair": len(self.rows) - 1} | row) + "\n")
 
     def _read(self, settings: dict[str, Any]) -> None:
         """The settings must be the same; a last line that an interruption cut off is dropped."""
         settings = json.loads(json.dumps(settings, default=int))
-        lines = self.file.read_text().splitlines(keepends=True)
-        finished = [line for line in lines if line.endswith("\n")]
         try:
+            finished = [line for line in self.file.read_text().splitlines(keepends=True) if line.endswith("\n")]
             before, *self.rows = map(json.loads, finished)
             pairs = [row.pop("pair") for row in self.rows]
             different = [name for name in settings if before[name] != settings[name]]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{self.file} holds no finished pairs of such a run; name another file.") from None
         if different:
             said = "; ".join(f"{name} was {_short(before[name])}, now {_short(settings[name])}" for name in different)
@@ -58,7 +60,8 @@ class Kept:
         self._write(finished)
 
 
-def settings_of(
+def kept_of(
+    file: str | Path | None,
     measure: Measure,
     pairs: Sequence[Pair],
     both: Sequence[list[Prompt]],
@@ -66,14 +69,18 @@ def settings_of(
     wheels: WheelsLike,
     directions: Directions | None,
     asked: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What a run over pairs that goes on must have been begun with, as JSON, `asked` among it; `Kept` compares it.
+) -> Kept:
+    """The pairs that a run has finished, if it was begun with this model, these pairs and what else was `asked`.
 
-    A `Metric` of one's own is known by its name alone.
+    Metrics are known by what they say of random numbers, as those of one's own may share a name. Without a file nothing is
+    compared: to hash a large model takes a while.
     """
-    begun = {"model": measure.vlm.name, "weights": revision(measure.vlm), "metric": measure.name}
-    return {
-        **begun,
+    if file is None:
+        return Kept(None, {})
+    settings = {
+        "model": measure.vlm.name,
+        "weights": revision(measure.vlm),
+        "metric": measure.name,
         **asked,
         "pairs": [[fingerprint(prompt.image) for prompt in prompts] for prompts in both],
         "emotions": [pair.emotion for pair in pairs],
@@ -82,7 +89,16 @@ def settings_of(
         "words": {emotion: list(some) for emotion, some in words.items()} if words else None,
         "wheels": None if wheels is None or measure.metrics else [_described_wheel(wheel) for wheel in measure.wheels],
         "directions": _hash([directions.emotions, directions.vectors.double().tolist()]) if directions else None,
+        "metric's values": {emotion: _said(metric, measure.vlm) for emotion, metric in (measure.metrics or {}).items()},
     }
+    return Kept(file, settings)
+
+
+def _said(metric: Metric, vlm: VLM) -> list:
+    """A metric's layer, and what it says of three random vectors; to three digits, as machines differ in the last."""
+    width = vlm.anatomy.vocabulary if metric.layer is None else vlm.anatomy.d_model
+    made = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(vlm.device)
+    return [metric.layer, [f"{value:.3g}" for value in metric(made).flatten().tolist()]]
 
 
 def _described_wheel(wheel: Wheel) -> list[str]:

@@ -24,7 +24,7 @@ from emointerp.directions import Directions
 from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads.drawing import draw_map, means
-from emointerp.heads.kept import Kept, settings_of
+from emointerp.heads.kept import Kept, kept_of
 from emointerp.heads.measures import checked_positions, patched_head
 from emointerp.lens import Words
 from emointerp.measures import HITS, Measure, Measured, measure_of
@@ -234,7 +234,7 @@ def head_map(
     both = _aligned(vlm, pairs, direction, answer)
     asked = {"direction": direction, "layer": layer, "layers": list(chosen), "positions": list(where), "answer": answer}
     asked |= {"max_new_tokens": max_new_tokens}
-    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file is not None else {})
+    kept = kept_of(file, measure, pairs, both, words, wheels, directions, asked)
     return _mapped(pairs, both, measure, direction, chosen, values, kept, "patching", progress)
 
 

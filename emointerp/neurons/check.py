@@ -22,7 +22,7 @@ from emointerp.emotions.wheels import WheelsLike
 from emointerp.errors import InputError
 from emointerp.heads import HeadCheck, matched_sets
 from emointerp.heads.check import MEAN, RESAMPLE, RESTORE, described_sets, donor_pool
-from emointerp.heads.kept import Kept, settings_of
+from emointerp.heads.kept import kept_of
 from emointerp.lens import Words
 from emointerp.loudness import write_norms
 from emointerp.measures import HITS, Measure, Measured, measure_of
@@ -91,7 +91,7 @@ def check_neurons(
     drawn = (neurons, *matched_sets(neurons, norms, sets, near, apart, seed))
     asked = {"layer": layer, "donors": donors, "answer": answer, "max_new_tokens": max_new_tokens, "seed": seed}
     asked |= {"positions": list(map(list, where)), "sets": [list(map(list, some)) for some in drawn]}
-    kept = Kept(file, settings_of(measure, pairs, both, words, wheels, directions, asked) if file is not None else {})
+    kept = kept_of(file, measure, pairs, both, words, wheels, directions, asked)
     for i in tqdm(range(len(kept.rows), len(pairs)), desc="check", initial=len(kept.rows), total=len(pairs), disable=not progress):
         pool = [run for _, run in donor_pool(pairs, [*zip(both, acts, strict=True)], i, donors)]
         whole = _whole(acts[i][0], pool, drawn, where[i], measure, (seed, i))

@@ -1,7 +1,8 @@
 """A LLaVA made by hand whose road from a picture to an emotion word is known, to try methods that look for circuits on.
 
-Such methods are usually tried on models of which nobody knows the answer. Here every weight that matters was put in its place, and
-all the others are random, as loud as the planted ones, and read and write all over the residual stream:
+Such methods are usually tried on models of which nobody knows the answer. Here every weight that matters was put in its place. All
+others are random and as loud as the planted ones; they read all over the residual stream, and write mostly where the circuit does
+not read, so that the answer stays known:
 
     picture     one patch of sixteen has one of six colours; in the neutral twin it is as gray as the others
        |        tower and projector                                                      at the patch's token: colour

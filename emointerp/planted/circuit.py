@@ -26,7 +26,7 @@ COLOURS = dict(zip(BASIC, ((1, -1, -1), (-1, 1, -1), (1, -1, 1), (1, 1, -1), (-1
 FULL = 0.9  # how far an emotion's colour goes from gray (0) to pure (1)
 
 SPECIFIC = {"anger": (3, 1), "disgust": (4, 6), "fear": (3, 4), "joy": (4, 3), "sadness": (3, 6), "surprise": (4, 0)}
-GENERAL, DECOY, BACKUP, PRIMARY = (6, 2), (4, 5), (5, 7), SPECIFIC["fear"]
+GENERAL, DECOY, BACKUP = (6, 2), (4, 5), (5, 7)
 TRIGGERS = {e: ((1, 5 + 7 * i), (1, 8 + 7 * i)) for i, e in enumerate(BASIC)}
 STATES = {e: ((7, 2 + 7 * i), (7, 4 + 7 * i)) for i, e in enumerate(BASIC)}
 ROLES = {
@@ -69,12 +69,6 @@ def planted_pairs(split: str = "direction", n: int = 60, seed: int = 0) -> list[
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     events = [example.event for example in sample(split, n, seed, emotions=(NEUTRAL,))]
     return [_pair(BASIC[i % len(BASIC)], event, split, f"{split} {i}", rng) for i, event in enumerate(events)]
-
-
-def place(pair: Pair) -> int:
-    """Which of the picture's patches, row by row, differs between the twins."""
-    change = np.abs(np.asarray(pair.emotional, float) - np.asarray(pair.neutral, float)).sum(-1)
-    return int(change.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).sum((1, 3)).argmax())
 
 
 def _pair(emotion: str, event: str, split: str, name: str, rng: np.random.Generator) -> Pair:

@@ -18,7 +18,6 @@
 
 import math
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -70,12 +69,8 @@ INSTRUCTION = "Tell this as my story."
 
 
 def planted_vlm(seed: int = 0, decoy: bool = True) -> VLM:
-    """The model, made in about a second and kept; random parts come from `seed`. Without a `decoy` its head is a random one too."""
-    return _made(whole_number(seed, "seed", 0), bool(decoy))
-
-
-@cache
-def _made(seed: int, decoy: bool) -> VLM:
+    """The model, made anew in about a second; random parts come from `seed`. Without a `decoy` its head is a random one too."""
+    seed = whole_number(seed, "seed", 0)
     rng, processor = torch.Generator().manual_seed(seed), _processor()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = LlavaForConditionalGeneration(_config(processor.tokenizer.image_token_id)).eval()

@@ -18,9 +18,9 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Score(Saved):
-    """How well heads or neurons were found; of a ranking the first count as found, as many as are planted.
+    """How well heads or neurons were found. Of a ranking the largest values count as found, as many as are planted (7 heads).
 
-    What ties with others across that line is not found. `average_precision` is the ranking's (nan of a set): 1 where all planted
+    Values that tie across that cut count as not found. `average_precision` is the ranking's (nan of a set): 1 where all planted
     ones come first; where all are alike their share (for heads 0.11); in a random order somewhat more (for heads 0.16 on average,
     and above 0.31 in one order of twenty). `table` has a row a planted part, and for heads the decoy and the backup: layer, head or
     neuron, role, emotion, `found`, and its `rank` from 1 (ties share theirs; nan of a set). The backup is never found and unranked.
@@ -40,16 +40,19 @@ def score(found: pd.Series | Mapping[Place, Any] | Iterable[Any], parts: str = "
     """Score a set of places, such as `HeadMap.passed()` gives; or a ranking, a Series or mapping by place, the largest first.
 
     Places are (layer, head), or (layer, neuron) where `parts` is "neurons", "triggers" or "states"; a ranking's values are numbers
-    or `Interval`s. The decoy counts against a method. The backup counts neither way, as it is silent while its head speaks. Nothing
-    found has precision 0. Raises InputError for places that the model has not, and for a ranking with gaps, doubles or values that
-    are no finite numbers.
+    or `Interval`s. Values that are all True or False, such as of `frame.corrected < 0.05`, are a set: the True ones. The decoy
+    counts against a method. The backup counts neither way, as it is silent while its head speaks. Nothing found has precision 0.
+    Raises InputError for places that the model has not, and for a ranking with gaps, doubles or values that are no finite numbers.
 
     >>> score([(3, 1), (4, 6), (4, 5), (5, 7)])
     Score(precision=0.6666666666666666, recall=0.2857142857142857, average_precision=nan)
     """
     known, planted = truth(parts), PLANTED[parts]
     if isinstance(found, pd.Series | Mapping):
-        values = _ranking(pd.Series(found), parts)
+        found = pd.Series(found)
+        found = found.index[found] if found.dtype == bool else found
+    if isinstance(found, pd.Series):
+        values = _ranking(found, parts)
         first, ranks = values.index[values.rank(ascending=False, method="max") <= len(planted)], values.rank(ascending=False)
         average = average_precision_score(values.index.isin(planted), values)
     else:
@@ -61,9 +64,6 @@ def score(found: pd.Series | Mapping[Place, Any] | Iterable[Any], parts: str = "
 
 def _ranking(values: pd.Series, parts: str) -> pd.Series:
     """A ranking's numbers by place, without the backup."""
-    part = "head" if parts == "heads" else "neuron"
-    if set(values.index.names) == {"layer", part}:
-        values = values.reorder_levels(["layer", part])
     places, n = _places(values.index, parts), LAYERS * (HEADS if parts == "heads" else NEURONS)
     if len(places) < len(values):
         raise InputError(f"{len(values) - len(places)} places come twice in this ranking; expected each once.")
@@ -91,7 +91,9 @@ def _places(given: Any, parts: str) -> list[Place]:
         raise InputError(
             f"{said(given)} came; expected places (layer, number), or a Series by place: found.to_frame().effect, say."
         )
-    n, places = HEADS if parts == "heads" else NEURONS, []
+    part, n, places = ("head", HEADS, []) if parts == "heads" else ("neuron", NEURONS, [])
+    if isinstance(given, pd.MultiIndex) and set(given.names) == {"layer", part}:
+        given = given.reorder_levels(["layer", part])
     for at in given:
         place = tuple(index_of(i) for i in at) if isinstance(at, Iterable) and not isinstance(at, str) else ()
         if len(place) != 2 or None in place or not (0 <= place[0] < LAYERS and 0 <= place[1] < n):

@@ -19,11 +19,11 @@ from emointerp.tour.chapter import Chapter, figure_html, muted, number, share, t
 NAME, TITLE = "lens", "Logit lens"
 NEEDS = ("vectors", "layers")
 COLUMNS = {
-    "last": "probability of the pictured emotion's words",
+    "last": "probability of its words",
     "mass": "probability of emotion words",
     "entropy": "entropy, nats",
 }
-TITLES = {"last": "At the last token", "mass": "At the picture's tokens", "entropy": "At the picture's tokens"}
+TITLES = {"last": "Pictured emotion, at the last token", "mass": "At the picture's tokens", "entropy": "At the picture's tokens"}
 SIDES = {"emotional": BLUE, "neutral": GRAY}
 
 

@@ -29,7 +29,7 @@ from emointerp.given import listed, texts, whole_number
 from emointerp.models import VLM
 from emointerp.models.anatomy import part
 from emointerp.models.vlm import check_model
-from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, QUIET, YELLOW, band, new_figure
+from emointerp.plots import BLUE, GRAY, GREEN, INK, ORANGE, QUIET, YELLOW, band, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import Interval, against_random, random_directions, value_interval
 from emointerp.superposition.toy import dimensionality
@@ -300,11 +300,11 @@ class Interference(Saved):
             alpha=0.6,
             label="pairs of factors",
         )
-        lines = ((float(self.table["mean cosine"].mean()), BLUE, "-", "their mean"),)
-        lines += ((float(self.random.mean()), GRAY, "--", "random directions, mean"),)
-        lines += ((float(self.matched.mean()), ORANGE, "--", "with the same covariance, mean"),)
-        for x, color, style, label in lines:
-            axis.axvline(x, color=color, linestyle=style, linewidth=1.5, label=label)
+        lines = ((float(self.table["mean cosine"].mean()), BLUE, "-", 4, "their mean"),)
+        lines += ((float(self.random.mean()), INK, "--", 1.5, "random directions, mean"),)  # often upon the line before
+        lines += ((float(self.matched.mean()), ORANGE, "--", 1.5, "with the same covariance, mean"),)
+        for x, color, style, width, label in lines:
+            axis.axvline(x, color=color, linestyle=style, linewidth=width, label=label)
         axis.set(xlabel="absolute cosine between two directions", ylabel="density")
         axis.set_title(f"{len(self.table)} directions in {self.d} dimensions ({self.effective:.0f} of them effective)")
         axis.legend(fontsize=9, loc="upper right")
