@@ -425,6 +425,12 @@ def collect_donors(vlm: VLM, prompts: Sequence[Prompt], spans: Sequence[str] = (
     """Heads and neurons of prompts at each span, whose means take the place of what is ablated.
 
     Give prompts of all emotions alike: then their mean knows nothing of which one a picture shows.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> donors = ei.circuit.collect_donors(vlm, [vlm.prompt(*pair.plus, answer="I felt") for pair in pairs])
+    >>> {span: [acts.heads.shape for acts in some] for span, some in donors.items()}
+    {'last': [torch.Size([8, 8, 1, 24]), torch.Size([8, 8, 1, 24])]}
     """
     starts = range(0, len(prompts), 8)
     return {

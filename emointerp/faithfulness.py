@@ -169,6 +169,15 @@ def faithfulness(
     own counted (`loudness`); None: any of the layer. One `seed` gives other sets with `near` than without.
     The options are those of all three measures: `neurons` (False: only heads are parts, MLPs stay as they are), `metric` ("log
     mass", "mass" or a `Metric`), `words`, `answer` ("I felt").
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> heads = [ei.circuit.Head(layer, head, score=0.3) for layer, head in ((5, 2), (6, 5), (4, 4))]
+    >>> circuit = ei.Circuit(vlm.name, ei.circuit.revision(vlm), heads)
+    >>> donors = ei.circuit.collect_donors(vlm, [vlm.prompt(*pair.minus, answer="I felt") for pair in pairs])
+    >>> alone = ei.faithfulness.faithfulness(vlm, circuit, pairs, donors, draws=3)
+    >>> len(alone.random)
+    3
     """
     trial, rng = _Trial.of(vlm, circuit, pairs, donors, **options), np.random.default_rng(seed)
     _check_near(near)

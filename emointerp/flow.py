@@ -127,6 +127,11 @@ def information_flow(
 
     The loss is less the log mass of the pair's emotion words where the answer goes on after `answer`; or less any `Metric`. `words`
     as in `emotion_tokens`. With `heads`, the sum over heads is left out.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.information_flow(vlm, pairs, progress=False).to_frame().shape
+    (64, 3)
     """
     pairs = asked_of(vlm, pairs)
     metrics, frames = metrics_of(vlm, pairs, metric, words), []
@@ -229,6 +234,11 @@ def knockouts(
     answer is begun, and the answer's tokens are cut off as L is); or any `Metric` (`emointerp.measures.measure_of`). For a concept
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`. A `width` of all layers asks
     whether a road is needed at all.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.knockouts(vlm, pairs, width=8, progress=False).to_frame().index.tolist()
+    [('Q->L', 3.5), ('V->L', 3.5), ('V->Q', 3.5), ('V->Q+L', 3.5)]
     """
     pairs = asked_of(vlm, pairs)
     measure, n = measure_of(vlm, pairs, metric, directions, layer, words, max_new_tokens, wheels), vlm.anatomy.n_layers
@@ -384,6 +394,12 @@ def patching(
     those that differ from the pair's own and whose prompts have their tokens in the same places. Where the two sides of a pair
     have different events there is no `other_emotion`, since the event would say the emotion still. A control has the donor's run
     collected and as many patches read as the transplant itself: both together make five runs and sets of patches of two.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.patching(vlm, pairs, stages={"early": [0, 1], "late": [6, 7]}, controls=(), progress=False)
+    >>> list(found.to_frame().index.names), len(found.to_frame())
+    (['direction', 'span', 'stage'], 12)
     """
     pairs = asked_of(vlm, pairs)
     if strange := [control for control in controls if control not in CONTROLS]:

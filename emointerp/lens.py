@@ -54,6 +54,12 @@ def emotion_tokens(vlm: VLM, words: Mapping[str, Iterable[str]] | None = None) -
     `words` maps emotions (or labels of a concept of yours) to words; the lexicon's by default. `whole` is False where the token is
     only the first of a longer word. Left out are tokens that words of several emotions begin with, first tokens that are common
     words themselves (scikit-learn's list), and those of fewer than three letters: they would count what is no feeling.
+
+    >>> import emointerp as ei
+    >>> ei.lens.emotion_tokens(ei.load()).head(2)
+      emotion   word   token    id  whole
+    0   anger  anger   anger  1931   True
+    1   anger  angry   angry  1501   True
     """
     listed = {e: words_for(e) for e in BASIC} if words is None else words
     rows = [
@@ -78,6 +84,12 @@ def emotion_metrics(vlm: VLM, words: Words = None, kind: str = "log mass") -> di
 
     "mass" is m, "log mass" its logarithm, "log odds" `log m - log(1 - m)`, both in nats. Where the answer is nearly sure, the log
     mass can hardly fall, so that what is taken away seems to matter less than what is put in; the log odds know no such ceiling.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> angry = ei.lens.emotion_metrics(vlm)["anger"]
+    >>> angry(ei.run(vlm, vlm.prompt(*pair.plus, answer="I felt")).logits[None]).shape
+    torch.Size([1])
     """
     if kind not in MASSES:
         raise InputError(f"kind is {kind!r}; expected {', '.join(map(repr, MASSES))}.")
@@ -126,7 +138,12 @@ def words_of(vlm: VLM, vectors: Float[Tensor, "vector d_model"], k: int = 8, lab
 
 
 def value_vectors(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron d_model"]:
-    """What each neuron of a layer's MLP writes into the residual stream when it is 1: columns of `down_proj`."""
+    """What each neuron of a layer's MLP writes into the residual stream when it is 1: columns of `down_proj`.
+
+    >>> import emointerp as ei
+    >>> ei.lens.value_vectors(ei.load(), 6, [7, 9]).shape
+    torch.Size([2, 192])
+    """
     weight = _weight(vlm, f"{vlm.anatomy.layers}.{_checked_layer(vlm, layer)}.mlp.down_proj")
     if max(neurons) >= vlm.anatomy.d_mlp or min(neurons) < 0:
         raise InputError(f"Neurons {list(neurons)}: a layer of this model has neurons 0 to {vlm.anatomy.d_mlp - 1}.")
@@ -134,7 +151,14 @@ def value_vectors(vlm: VLM, layer: int, neurons: Sequence[int]) -> Float[Tensor,
 
 
 def head_writes(vlm: VLM, heads: Float[Tensor, "layer head token d_head"]) -> Float[Tensor, "layer head token d_model"]:
-    """What each head writes into the residual stream, `z[l, h] @ W_O[h]`; `heads` as `collect` gives them for all layers."""
+    """What each head writes into the residual stream, `z[l, h] @ W_O[h]`; `heads` as `collect` gives them for all layers.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> acts = ei.collect(vlm, vlm.prompt(*pair.plus), ["heads"], positions="last")
+    >>> ei.lens.head_writes(vlm, acts.heads).shape
+    torch.Size([8, 8, 1, 192])
+    """
     if hasattr(part(vlm.structure, f"{vlm.anatomy.layers}.0"), "pre_feedforward_layernorm"):
         raise InputError("In Gemma models a norm follows the heads' sum, so a single head's write cannot be told apart.")
     if len(heads) != vlm.anatomy.n_layers:
@@ -261,6 +285,12 @@ def logit_lens(vlm: VLM, prompt: Prompt, words: Mapping[str, Iterable[str]] | No
 
     `words` maps emotions, or the labels of a concept of yours, to words (`emotion_tokens`). Begin the answer in the prompt to look
     at the place where the word is due: `vlm.prompt(image, event, answer="I felt")`.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> lens = ei.logit_lens(vlm, vlm.prompt(*pair.plus, answer="I felt"))
+    >>> lens.entropy.shape, lens.mass.shape
+    (torch.Size([8, 103]), torch.Size([8, 103, 6]))
     """
     ids, residual = _ids(vlm, words), collect(vlm, prompt, ["residual"]).residual
     read = [

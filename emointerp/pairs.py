@@ -101,6 +101,13 @@ def world_pairs(split: str = "direction", n: int = 60, seed: int = 0, twin: str 
 
     `twin="full"`: the face at rest and emotional things gone; `"expression"`: only the face at rest, so that a direction cannot be
     partly one of balloons and rain.
+
+    >>> import emointerp as ei
+    >>> pairs = ei.world_pairs("test", 6)
+    >>> [pair.emotion for pair in pairs]
+    ['anger', 'disgust', 'fear', 'joy', 'sadness', 'surprise']
+    >>> pairs[0].emotional.image().size
+    (128, 128)
     """
     if twin not in TWINS:
         raise InputError(f"twin is {twin!r}; expected {' or '.join(map(repr, TWINS))}.")
@@ -132,7 +139,14 @@ def text_pairs(split: str = "direction", n: int = 60, seed: int = 0) -> list[Pai
 
 
 def twin_prompts(vlm: VLM, pair: Pair, answer: str = "") -> list[Prompt]:
-    """The emotional and the neutral side of a pair as prompts; `answer` is how the answer has begun."""
+    """The emotional and the neutral side of a pair as prompts; `answer` is how the answer has begun.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> plus, minus = ei.pairs.twin_prompts(vlm, pair, "I felt")
+    >>> plus.input_ids.shape == minus.input_ids.shape, vlm.tokenizer.decode(plus.input_ids[0, -2:])
+    (True, ' I felt')
+    """
     return [vlm.prompt(*side, answer=answer) for side in (pair.plus, pair.minus)]
 
 
@@ -212,6 +226,13 @@ def read_pairs(table: str | Path) -> list[Pair]:
 
     Columns: emotional, neutral (pictures, looked up from the table's folder), event, emotion; if given, split, name, neutral_event
     and aligned ("no" for pairs that are no twins). Raises an InputError that lists all that is missing or cannot be read.
+
+    >>> import emointerp as ei
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     table = ei.pairs.save_pairs(ei.world_pairs("test", 2), folder)
+    ...     [pair.emotion for pair in ei.read_pairs(table)]
+    ['anger', 'disgust']
     """
     expected(table, str | os.PathLike, "the path of a CSV table or its folder (a DataFrame has to_csv)")
     table = Path(table) / TABLE if os.path.isdir(Path(table)) else Path(table)

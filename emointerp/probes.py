@@ -67,6 +67,12 @@ def unmodified_pass(
     """Tell the emotions of `held_out` pairs from plain forwards; means and probes are those of the `fit` pairs.
 
     `answer` begins the answer, as in `steering.differences`: read where the directions were found.
+
+    >>> import emointerp as ei
+    >>> vlm, fit = ei.load(), ei.world_pairs("direction", 12)
+    >>> S = ei.steering_vectors(vlm, fit, tau=-1, progress=False)
+    >>> ei.unmodified_pass(vlm, S, fit, ei.world_pairs("test", 12)).to_frame().shape
+    (8, 3)
     """
     check_disjoint(fit, held_out)
     unknown = {p.emotion for p in (*fit, *held_out)} - set(directions.emotions)

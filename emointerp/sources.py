@@ -120,6 +120,11 @@ def source_tokens(
     `t* = argmax_t |A[q, t] * dM/dA[q, t]|` with q the last token and M the metric ("log mass", "mass", or a `Metric` such as
     `projection(S[e, l], l)`). With `directions` the check `argmax_t A[q, t] * <v_t W_O[h], S_hat[e, l]>` stands beside it, l the
     head's layer: it needs no gradient, and knows nothing of what comes later. In Gemma models there is no such check.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.sources.source_tokens(vlm, pairs, [(6, 5), (5, 2)], progress=False).to_frame().index.tolist()
+    [(6, 5), (5, 2)]
     """
     pairs = asked_of(vlm, pairs)
     heads = checked_places(vlm, heads, "head")

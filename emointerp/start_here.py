@@ -75,7 +75,13 @@ class Telling:
 
 
 def tell(vlm: VLM, picture: Any, event: str = EVENT, **options: Any) -> Telling:
-    """The story that the model tells of a picture (path, PIL image, array or `Scene`) and an event; `options` as in `generate`."""
+    """The story that the model tells of a picture (path, PIL image, array or `Scene`) and an event; `options` as in `generate`.
+
+    >>> import emointerp as ei
+    >>> told = ei.tell(ei.load(), ei.world_pairs("test", 1)[0].emotional)
+    >>> told.emotion, told.named
+    ('anger', ('anger',))
+    """
     return tell_all(vlm, [(picture, event)], progress=False, **options)[0]
 
 
@@ -169,6 +175,10 @@ def see_or_guess(
     """Tell `n` pictures of a split under every condition; `intensities` default to those of `conflict_intensities`.
 
     The pictures are the same in all conditions but the gray one, which shows nothing, so that only the words can speak.
+
+    >>> import emointerp as ei
+    >>> ei.see_or_guess(ei.load(), n=7, progress=False).to_frame().index.tolist()
+    ['neutral event', 'agreeing event', 'conflicting event', 'neutral twin', 'gray picture']
     """
     check_model(vlm)
     if whole_number(n, "n") < len(BASIC):

@@ -235,6 +235,10 @@ def random_directions(direction: ArrayLike, n: int = 100, seed: int = 0, like: A
 
     Random directions of equal length lie mostly where activations never go. Those with the covariance of real activations, or of
     differences between them, are the sterner control.
+
+    >>> import emointerp as ei
+    >>> ei.statistics.random_directions([3.0, 4.0], 5).shape
+    (5, 2)
     """
     direction, rng = np.asarray(direction, float), np.random.default_rng(seed)
     if like is None:

@@ -64,6 +64,11 @@ def differences(
     `answer` begins the answer, and then N is its last token: at the end of "I felt" the emotion word is due, which often says more
     of the emotion than the last token of the question. `wheels` may be a `Concept` of your own. Raises InputError for emotions that
     no wheel knows, and for twins of different sizes.
+
+    >>> import emointerp as ei
+    >>> found = ei.steering.differences(ei.load(), ei.world_pairs("direction", 6), tell=False, progress=False)
+    >>> found.vectors.shape, found.directions(tau=-1).emotions
+    (torch.Size([6, 8, 192]), ('anger', 'disgust', 'fear', 'joy', 'sadness', 'surprise'))
     """
     check_model(vlm)
     pairs = _checked_pairs(pairs, wheels)
@@ -77,7 +82,14 @@ def differences(
 
 
 def steering_vectors(vlm: VLM, pairs: Iterable[Pair], tau: float = 0.5, **options: Any) -> Directions:
-    """`S[emotion, layer]` of pairs whose emotional story has a hit rate above `tau` (-1: all); `options` as in `differences`."""
+    """`S[emotion, layer]` of pairs whose emotional story has a hit rate above `tau` (-1: all); `options` as in `differences`.
+
+    >>> import emointerp as ei
+    >>> vlm = ei.load()
+    >>> S = ei.steering_vectors(vlm, ei.world_pairs("direction", 6), tau=-1, progress=False)
+    >>> S.vectors.shape, S["fear", 3].shape
+    (torch.Size([6, 8, 192]), torch.Size([192]))
+    """
     tau = number(tau, "tau")
     return differences(vlm, pairs, tell=tau >= 0, **options).directions(tau)
 
@@ -328,6 +340,13 @@ def steer(
     controls of. Each pair is pushed towards its own emotion, or `towards` each of those named (labels of the directions; "pooled"
     is none). `layers` None: all. `max_cost` says which stories are clean (`Steering`). Pairs that were used to find a direction are
     no test of it: take another split.
+
+    >>> import emointerp as ei
+    >>> vlm = ei.load()
+    >>> S = ei.steering_vectors(vlm, ei.world_pairs("direction", 6), tau=-1, progress=False)
+    >>> told = ei.steer(vlm, ei.world_pairs("selection", 2), S, layers=[3], alphas=[0, 1], max_new_tokens=16, progress=False)
+    >>> told.table[["layer", "alpha"]].value_counts().sort_index().to_dict()
+    {(3, 0.0): 2, (3, 1.0): 2}
     """
     check_model(vlm)
     pairs, drawn, layers = _checked_pairs(pairs, wheels), _drawn(directions), checked_layers(vlm, layers)
@@ -449,6 +468,13 @@ def semantic_projection(
     """The logit lens of `S[e, l]`: which words a direction makes likely if the model stopped after its layer.
 
     `words` maps the directions' labels to words, by default the lexicon's.
+
+    >>> import emointerp as ei
+    >>> vlm = ei.load()
+    >>> S = ei.steering_vectors(vlm, ei.world_pairs("direction", 6), tau=-1, progress=False)
+    >>> read = ei.semantic_projection(vlm, S, k=2)
+    >>> read.table[["layer", "emotion"]].nunique().to_dict()
+    {'layer': 8, 'emotion': 6}
     """
     tokens = emotion_tokens(vlm, words)
     ids = {e: torch.tensor(some.id.tolist()) for e, some in tokens.groupby("emotion", sort=False)}

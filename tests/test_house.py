@@ -1,5 +1,6 @@
-"""The house keeps to its own rule of length: most functions under 15 lines, nine in ten under 40; and how that is counted."""
+"""The house keeps to its own rules: most functions under 15 lines, nine in ten under 40, how that is counted; examples."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
 import house_numbers  # noqa: E402
 
+import emointerp  # noqa: E402
 from emointerp.errors import InputError  # noqa: E402
 
 CODE = '''
@@ -44,6 +46,13 @@ def test_most_functions_are_under_15_lines_and_nine_in_ten_under_40(folder):
     summary = house_numbers.summary(found)
     too_long = [f"{one.name}: {one.lines}" for one in found if one.lines >= house_numbers.LONG]
     assert summary["median"] < house_numbers.SHORT and summary["under 15"] > 0.5 and summary["under 40"] >= 0.9, too_long
+
+
+def test_every_function_of_the_package_shows_an_example():
+    """Its doctest is run with the others."""
+    named = {name: getattr(emointerp, name) for name in emointerp.__all__}
+    bare = [name for name, one in named.items() if inspect.isfunction(one) and ">>> " not in inspect.getdoc(one)]
+    assert not bare and len(named) > 50
 
 
 def test_a_function_is_counted_from_def_to_its_end(tmp_path):

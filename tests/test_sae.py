@@ -371,6 +371,14 @@ def test_quality_needs_vectors_that_differ():
         quality(random_sae(), torch.ones(3, 6, dtype=torch.float64))
 
 
+def test_quality_refuses_vectors_of_other_lengths_than_were_read():
+    """As the tower gives them; without a word the bundled SAE seemed to explain a third of their variance."""
+    x = noise(40, 192, seed=9)
+    with pytest.raises(InputError, match="reads vectors of length 1; these have 13.* on average. Divide each by its own"):
+        quality(load_sae("tiny"), x)
+    assert quality(load_sae("tiny"), x / x.norm(dim=-1, keepdim=True)).l0 == 32
+
+
 def test_monosemanticity_is_the_sum_over_pairs():
     sae, x, embeddings = random_sae(), noise(25, 6, seed=9), noise(25, 11, seed=5)
     z, unit = sae.encode(x).dense(), normalize(embeddings, dim=1)

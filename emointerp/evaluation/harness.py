@@ -75,6 +75,14 @@ def evaluate(
     Raises an InputError for two methods of one name, golds that no wheel knows, and a folder that holds a run with other settings;
     an OutputError where another process is at work in the folder. An error inside a cell names the cell; those finished before it
     are kept.
+
+    >>> import emointerp as ei
+    >>> from emointerp import evaluation as ev
+    >>> vlm = ei.load()
+    >>> sets = {"conflict": ev.world_items(vlm, "conflict", 6)}
+    >>> found = ev.evaluate(vlm, [ev.none(), ev.emotion_prompt()], sets, perplexity=False, max_new_tokens=24)
+    >>> found.to_frame().index.tolist()
+    [('conflict', 'none'), ('conflict', 'emotion prompt')]
     """
     run = Run.of(vlm, methods, sets, seeds, Decoding(max_new_tokens, temperature, batch=batch), perplexity)
     if NONE not in run.methods:

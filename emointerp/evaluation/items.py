@@ -60,6 +60,10 @@ def world_items(vlm: VLM, name: str, n: int = 120, seed: int = 21, split: str = 
 
     The conflict sets use the intensities at which the model reads pictures beside neutral events (`conflict_intensities`), fixed
     on the tuning split when the model was made. All of them hold the same pictures and, but for `CALM`, the same events.
+
+    >>> import emointerp as ei
+    >>> [item.gold for item in ei.evaluation.world_items(ei.load(), "conflict", 6)]
+    ['anger', 'disgust', 'fear', 'joy', 'sadness', 'surprise']
     """
     if name not in SETS:
         raise InputError(f"There is no set {name!r}; there are {', '.join(map(repr, SETS))}.")

@@ -118,6 +118,12 @@ def check_heads(
     the other pairs, or "others": emotional pictures of other emotions. `near` and `apart` as in `matched_sets`.
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.check_heads(vlm, pairs, [(5, 2), (6, 5)], sets=3, progress=False)
+    >>> found.effects().shape, found.to_frame().index.tolist()
+    ((4, 3), ['mean-ablation', 'resample-ablation', 'restoration'])
     """
     pairs = asked_of(vlm, pairs)
     heads, where = _checked_heads(vlm, heads), checked_positions(positions, metric)

@@ -63,6 +63,12 @@ def intention(
 
     `answer` begins the answer, as where S was found. InputError for Gemma 3, where a norm follows the heads' sum, and for
     quantised weights: a single head's write cannot be told there.
+
+    >>> import emointerp as ei
+    >>> vlm = ei.load()
+    >>> S = ei.steering_vectors(vlm, ei.world_pairs("direction", 6), tau=-1, progress=False)
+    >>> ei.heads.intention(vlm, ei.world_pairs("test", 2), S, progress=False).to_frame().shape
+    (64, 5)
     """
     pairs = asked_of(vlm, pairs)
     check_number(pairs)

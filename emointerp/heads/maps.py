@@ -216,6 +216,12 @@ def head_map(
     of your own give its `words` as in `emotion_tokens`, or, for the hit rate, `wheels=Concept(…)`.
 
     With a `file` (JSON lines) each finished pair is kept, and a later call goes on from there; one with other settings is refused.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.head_map(vlm, pairs, layers=[5, 6], progress=False)
+    >>> found.shares().shape
+    (2, 16)
     """
     pairs = asked_of(vlm, pairs)
     where = checked_positions(positions, metric)
@@ -255,6 +261,11 @@ def attribution_map(
     """The quick look at `head_map`: `(z_donor - z_receiver) . dm/dz`, the gradient that of the receiver's run.
 
     Arguments as there; the hit rate has no gradient. `head_map(…).agreement(attribution_map(…))` says how far to trust it.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.attribution_map(vlm, pairs, layers=[5, 6], progress=False).shares().shape
+    (2, 16)
     """
     pairs = asked_of(vlm, pairs)
     if metric == HITS:

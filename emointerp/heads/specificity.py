@@ -95,6 +95,12 @@ def specificity(
     The two maps are of different pictures and of the same metric and direction; effects are shares of each emotion's own gap.
     `stages` maps names to layers: by default the thirds (`measures.thirds`). Intervals take the gaps as known. A `threshold` of
     0.5 is about what a head has that serves the square root of n emotions alike, 2 or 3 of 6, and no other.
+
+    >>> import emointerp as ei
+    >>> vlm = ei.load()
+    >>> found, held = (ei.head_map(vlm, ei.world_pairs(split, 12), layers=[5], progress=False) for split in ("selection", "test"))
+    >>> ei.specificity(found, held, alpha=1).table.columns.tolist()
+    ['stage', 'anger', 'disgust', 'fear', 'joy', 'sadness', 'surprise', 'raw', 'null', 'specificity', 'p', 'corrected', 'split']
     """
     _check_apart(found, held)
     heads = _passed(found, alpha, least)

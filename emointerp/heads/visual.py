@@ -81,7 +81,13 @@ class VisualHeads(Saved):
 
 
 def visual_heads(vlm: VLM, pairs: Sequence[Pair], *, answer: str = "I felt", progress: bool = True) -> VisualHeads:
-    """Attention of the last token over the emotional pictures of pairs, by head; `answer` is how the answer has begun."""
+    """Attention of the last token over the emotional pictures of pairs, by head; `answer` is how the answer has begun.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.heads.visual_heads(vlm, pairs, progress=False).to_frame().shape
+    (64, 6)
+    """
     pairs = asked_of(vlm, pairs)
     check_number(pairs)
     frames = []

@@ -161,6 +161,13 @@ def activation_cache(bridge: Bridge, activations: Any) -> Any:
     What attention and MLP write comes from heads and neurons through the weights; where one of a layer's input, the two
     writes and its output is missing, it is the difference of the others. So residual, heads and neurons of all layers give
     all that `decompose_resid`, `accumulated_resid`, `stack_head_results` and `stack_neuron_results` read.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> acts = ei.collect(vlm, vlm.prompt(*pair.plus), ["residual", "heads", "neurons"], positions="last")
+    >>> cache = ei.activation_cache(ei.bridge(vlm), acts)
+    >>> cache.stack_head_results(layer=8).shape
+    torch.Size([64, 1, 1, 192])
     """
     from transformer_lens.ActivationCache import ActivationCache
 

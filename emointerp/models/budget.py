@@ -235,6 +235,10 @@ def expect(
     `visual` tokens of a picture: by default those of a VLM's prompt with a picture of 512 x 384 pixels, or of one of 672 x 672 for
     a name; a configuration alone does not say (`visual_tokens`). `text` tokens stand beside them, and answers have `new`.
     `dtype`: a VLM's own, else bfloat16; `bits` (4 or 8) as in `load`.
+
+    >>> import emointerp as ei
+    >>> ei.models.expect("llava-hf/llava-1.5-7b-hf").parameters
+    {'language': 6738939904, 'projector': 20979712, 'tower': 303507456}
     """
     if isinstance(model, VLM):
         name, config, own = model.name, model.model.config, str(model.model.dtype).removeprefix("torch.")

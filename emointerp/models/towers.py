@@ -111,6 +111,11 @@ def load_tower(source: str | Path | VLM | Tower = "tiny", **options: Any) -> Tow
     """The tower of the bundled model, of a VLM in hand, or of a folder or hub id of a VLM or dual encoder (SigLIP, CLIP).
 
     `options` go to `load` or to transformers' `from_pretrained`. ModelError says what cannot be opened.
+
+    >>> import emointerp as ei
+    >>> tower = ei.load_tower()
+    >>> tower.embed([ei.world_pairs("test", 1)[0].emotional]).shape
+    torch.Size([1, 192])
     """
     if isinstance(source, Tower):
         return source

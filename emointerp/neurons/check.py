@@ -76,6 +76,12 @@ def check_neurons(
     `near`: a random neuron is one of the `near` of its layer that write about as much, the tested one counted. By default few, so
     that they are as loud: what makes ten times `sets` different sets, 4 or more, and without `apart` those tested in one layer.
     All runs' neurons of the tested layers at the tokens are in memory at once.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.check_neurons(vlm, pairs, [(6, 7), (7, 9)], sets=3, progress=False)
+    >>> found.effects().shape
+    (4, 3)
     """
     pairs = asked_of(vlm, pairs)
     neurons = tuple(sorted(checked_places(vlm, neurons, "neuron")))

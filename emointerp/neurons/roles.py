@@ -118,6 +118,14 @@ def state_neurons(
 
     A value vector names the emotion whose words have the largest mass in it, if one of these is among its ten likeliest words.
     `held_out`: pairs to patch exactly; on `pairs` themselves, the default, the winners of the scan look better than they are.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.state_neurons(vlm, pairs, k=2, progress=False)
+    >>> found.table[["layer", "neuron", "kind"]]
+       layer  neuron   kind
+    0      7     392  state
+    1      6     104  state
     """
     pairs = asked_of(vlm, pairs)
     if at not in ("last", "query"):
@@ -154,6 +162,14 @@ def trigger_neurons(
     """For each head the k neurons below it that move the metric most through the head; as `state_neurons`.
 
     `at`: "source", the head's source token in each picture, or "visual", all tokens of the picture. `slope` as in `neuron_scores`.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> found = ei.trigger_neurons(vlm, pairs, [(6, 5)], k=2, progress=False)
+    >>> found.table[["layer", "neuron", "head", "span"]]
+       layer  neuron  head span
+    0      2     159  L6H5    Q
+    1      4     326  L6H5    Q
     """
     pairs = asked_of(vlm, pairs)
     if at not in ("source", "visual"):

@@ -94,6 +94,11 @@ def neuron_scores(
 
     `slope`: whose run `dM/dm` is taken in. "both", the mean of the two (Hanna et al. 2024); "receiver", the neutral twin's, which
     patching starts from, as attribution patching has it (Nanda 2023; Syed et al. 2023); "donor", the emotional picture's.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> ei.neuron_scores(vlm, pairs, progress=False).scores.shape
+    (2, 8, 512)
     """
     pairs = asked_of(vlm, pairs)
     slope_runs(slope)

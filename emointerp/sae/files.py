@@ -51,6 +51,10 @@ def load_sae(path: str | Path) -> SAE:
 
     SAELens' and sparsify's files by other hands do not say whether they read pooled vectors or patches, nor at what length; taken
     are pooled vectors as they are. Otherwise say it: `replace(sae, about={**sae.about, "reads": "patches", "unit": True})`.
+
+    >>> import emointerp as ei
+    >>> ei.load_sae("tiny")
+    SAE(192 -> 2048, top 32, tied, b_enc, b_dec)
     """
     path = WEIGHTS / BUNDLED[str(path)] if str(path) in BUNDLED else Path(path)
     if os.path.isfile(path):
@@ -64,7 +68,14 @@ def load_sae(path: str | Path) -> SAE:
 
 
 def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
-    """Write an SAE into a folder as "emointerp", "saelens" or "sparsify"; other programs get a tied decoder written out."""
+    """Write an SAE into a folder as "emointerp", "saelens" or "sparsify"; other programs get a tied decoder written out.
+
+    >>> import emointerp as ei
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ei.load_sae(ei.save_sae(ei.SAE.random(8, 32, 4), folder, "saelens"))
+    SAE(8 -> 32, top 4, untied, b_enc, b_dec)
+    """
     forms: dict[str, Callable[[SAE], tuple[tuple[str, str], Settings, Tensors]]]
     forms = {"emointerp": _as_ours, "saelens": _as_saelens, "sparsify": _as_sparsify}
     if form not in forms:

@@ -81,6 +81,11 @@ def train_sae(
     replaces the last and `name`.log.jsonl gets a line. `about` goes into the SAE. InputError where the folder's run had another
     recipe or other data (another shape, or other numbers in the `SAMPLE` rows that are looked at); OutputError where another
     process trains `name` there; EmointerpError where the loss stops being a number.
+
+    >>> import emointerp as ei
+    >>> import torch
+    >>> ei.train_sae(torch.randn(300, 8), ei.sae.SaeRecipe(d_hidden=32, k=4, steps=10))
+    SAE(8 -> 32, top 4, untied, b_enc, b_dec)
     """
     coder, variance, fingerprint = _start(data, recipe)
     optimizer = torch.optim.Adam(coder.parameters(), lr=recipe.rate, eps=6.25e-10, fused=True)

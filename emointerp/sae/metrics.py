@@ -59,8 +59,19 @@ class Quality(Saved):
 def quality(
     sae: SAE, x: Float[Tensor, "n d"], batch: int = 1024, chunk: int | None = None, candidates: int | None = None
 ) -> Quality:
-    """Measure an SAE on held-out vectors; `chunk` and `candidates` as in `SAE.encode`."""
+    """Measure an SAE on held-out vectors; `chunk` and `candidates` as in `SAE.encode`.
+
+    InputError where `sae.about["unit"]` says that it reads vectors of length 1, and these are others.
+
+    >>> import emointerp as ei
+    >>> from torch.nn.functional import normalize
+    >>> x = ei.load_tower().embed([pair.emotional for pair in ei.world_pairs("test", 12)], progress=False)
+    >>> ei.sae.quality(ei.load_sae("tiny"), normalize(x, dim=-1)).l0
+    32.0
+    """
     sae.check(x.shape[-1])
+    if sae.about.get("unit") and not 0.9 < (length := float(x.norm(dim=-1).float().mean())) < 1.1:
+        raise InputError(f"This SAE reads vectors of length 1; these have {length:.3g} on average. Divide each by its own.")
     mean = x.double().mean(0) if len(x) else x
     variance = sum(float((part.double() - mean).square().sum()) for part in x.split(batch))
     if len(x) < 2 or variance == 0:

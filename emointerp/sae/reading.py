@@ -34,7 +34,13 @@ def inputs(
 
 @torch.no_grad()
 def picture_codes(sae: SAE, tower: Tower, pictures: Sequence[Any], batch: int = 64, progress: bool = True) -> Codes:
-    """Codes of pictures, on the CPU: [n, k], or [n, patch, k] of an SAE over patches."""
+    """Codes of pictures, on the CPU: [n, k], or [n, patch, k] of an SAE over patches.
+
+    >>> import emointerp as ei
+    >>> pictures = [pair.emotional for pair in ei.world_pairs("test", 3)]
+    >>> ei.picture_codes(ei.load_sae("tiny"), ei.load_tower(), pictures, progress=False)
+    Codes(3 x 32 of 2048 features)
+    """
     if not len(pictures):
         raise InputError("No pictures came; give at least one.")
     starts = tqdm(range(0, len(pictures), batch), desc="codes", disable=not progress)

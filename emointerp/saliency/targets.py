@@ -144,6 +144,11 @@ def toward(tower: Tower, direction: Float[Tensor, " d"], name: str = "direction"
     """Cosine of a picture's embedding to a direction [d]; with an `sae`, of its sparse code to a direction in feature space.
 
     `emotion_directions` of `emointerp.sae.emotion` makes such directions. The code of an SAE over patches is the mean of theirs.
+
+    >>> import emointerp as ei
+    >>> import torch
+    >>> ei.saliency.toward(ei.load_tower(), torch.ones(192), "all alike")
+    TowerTarget(name='cosine to all alike', tower=Tower(tiny, 64 patches, d 192, text side))
     """
     width = tower.d if sae is None else sae.d_hidden
     if direction.shape != (width,):
@@ -160,6 +165,10 @@ def feature(tower: Tower, sae: SAE, i: int, over: str = "max") -> TowerTarget:
     """How strongly feature `i` of an SAE fires; of an SAE over patches the "max" or "sum" over them.
 
     A feature that is not among the k largest has no gradient: ask for one that fires.
+
+    >>> import emointerp as ei
+    >>> ei.saliency.feature(ei.load_tower(), ei.load_sae("tiny"), 859)
+    TowerTarget(name='feature 859', tower=Tower(tiny, 64 patches, d 192, text side))
     """
     if over not in OVER:
         raise InputError(f"over is {over!r}; expected {' or '.join(map(repr, OVER))}.")
@@ -178,6 +187,11 @@ def answer(vlm: VLM, prompt: Prompt, metric: Any, against: str | None = None) ->
 
     `against` another emotion: the difference of the two. Begin the answer in the prompt, so that the word is due:
     `vlm.prompt(picture, event, answer="I felt")`.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> ei.saliency.answer(vlm, vlm.prompt(*pair.plus, answer="I felt"), "anger").name
+    'log p(anger)'
     """
     if not isinstance(metric, str):
         made = as_metric(metric)

@@ -108,6 +108,13 @@ def saliency_map(target: Target, picture: Any = None, method: str = "smoothgrad"
 
     The picture may be left out for a target of an answer, which has its prompt's. InputError where the target does not move with
     any pixel, as an SAE feature that does not fire, and where the map is 0 everywhere.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> named = ei.saliency.answer(vlm, vlm.prompt(*pair.plus, answer="I felt"), pair.emotion)
+    >>> found = ei.saliency_map(named, n=2)
+    >>> found.map.shape
+    (128, 128)
     """
     if picture is None and target.image is None:
         raise InputError("No picture came; a target of a tower needs one: saliency_map(target, picture).")

@@ -198,6 +198,11 @@ def train_toys(
     of one seed begin alike and see the same numbers at every density, so what differs is the density; losses are means over the
     last tenth of the steps. Adam, with a learning rate that falls to nothing. torch runs on one thread meanwhile, the quickest at
     this size.
+
+    >>> import emointerp as ei
+    >>> toys = ei.train_toys(densities=(1, 0.1), seeds=2, steps=50, progress=False)
+    >>> toys.W.shape
+    torch.Size([2, 2, 5])
     """
     counts = {"features": features, "hidden": hidden, "seeds": seeds, "steps": steps, "batch": batch}
     for name, count in counts.items():

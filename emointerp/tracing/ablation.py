@@ -21,6 +21,14 @@ def patch(
     """Put the donor's activations at token `positions` in the place of a prompt's own at the same positions.
 
     The two prompts are aligned: token i of one stands for token i of the other, as in pairs of equal text.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> plus, minus = ei.pairs.twin_prompts(vlm, pair, "I felt")
+    >>> donor = ei.collect(vlm, plus, ["heads"], positions="last")
+    >>> edit = ei.patch(donor, 6, head=5, positions=minus.last)
+    >>> edit.value.shape, ei.run(vlm, minus, [edit]).logits.shape
+    (torch.Size([1, 24]), torch.Size([2048]))
     """
     expected(donor, Activations, "what collect(vlm, prompt, …) gives for one prompt")
     neurons = _read(neurons)
@@ -39,7 +47,14 @@ def mean_ablation(
     neurons: Iterable[int] | None = None,
     positions: Positions = "last",
 ) -> Write:
-    """Put the mean over donors, and over all positions that they hold, in the place of a prompt's own activation."""
+    """Put the mean over donors, and over all positions that they hold, in the place of a prompt's own activation.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> donors = ei.collect(vlm, [vlm.prompt(*pair.minus) for pair in pairs], ["heads"], positions="last")
+    >>> ei.mean_ablation(donors, 6, head=5).value.shape
+    torch.Size([24])
+    """
     neurons = _read(neurons)
     values = _pool(donors, layer, head, neurons)
     return _edit(layer, values.float().mean(0).to(values.dtype), head, neurons, positions)
@@ -54,7 +69,14 @@ def resample_ablation(
     positions: Positions = "last",
     seed: int = 0,
 ) -> Write:
-    """Put one donor's activation, at one of the positions that it holds, in the place of a prompt's own; both drawn at random."""
+    """Put one donor's activation, at one of the positions that it holds, in the place of a prompt's own; both drawn at random.
+
+    >>> import emointerp as ei
+    >>> vlm, pairs = ei.load(), ei.world_pairs("test", 2)
+    >>> donors = ei.collect(vlm, [vlm.prompt(*pair.minus) for pair in pairs], ["neurons"], positions="last")
+    >>> ei.resample_ablation(donors, 6, neurons=[7, 9]).value.shape
+    torch.Size([2])
+    """
     neurons = _read(neurons)
     values = _pool(donors, layer, head, neurons)
     return _edit(layer, values[np.random.default_rng(seed).integers(len(values))], head, neurons, positions)

@@ -219,7 +219,12 @@ EDITS = {edit.__name__: edit for edit in (AddVector, SetResidual, SetHead, SetNe
 def block_attention(
     layer: SupportsIndex, query: Positions, key: Positions, heads: Sequence[SupportsIndex] | None = None
 ) -> ScaleAttention:
-    """Attention from `query` to `key` positions knocked out in a layer."""
+    """Attention from `query` to `key` positions knocked out in a layer.
+
+    >>> import emointerp as ei
+    >>> ei.block_attention(3, "last", "visual")
+    ScaleAttention(layer=3, factor=0.0, query=('last',), key=('visual',), heads=None, renormalise=True)
+    """
     return ScaleAttention(layer, 0.0, query, key, heads)
 
 
@@ -229,7 +234,15 @@ def as_edits(given: Iterable[Edit]) -> list[Edit]:
 
 
 def save_edits(edits: Iterable[Edit], file: str | Path) -> None:
-    """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`; OutputError where that cannot be done."""
+    """Write edits to `file` as JSON, their tensors beside it as `file.safetensors`; OutputError where that cannot be done.
+
+    >>> import emointerp as ei
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ei.save_edits([ei.block_attention(3, "last", "visual")], f"{folder}/cut.json")
+    ...     ei.load_edits(f"{folder}/cut.json")
+    [ScaleAttention(layer=3, factor=0.0, query=('last',), key=('visual',), heads=None, renormalise=True)]
+    """
     file, tensors, rows = Path(file), {}, []
     for i, edit in enumerate(as_edits(edits)):
         row: dict[str, Any] = {"edit": type(edit).__name__}
@@ -251,7 +264,16 @@ def save_edits(edits: Iterable[Edit], file: str | Path) -> None:
 
 
 def load_edits(file: str | Path) -> list[Edit]:
-    """Read what `save_edits` wrote; InputError says what is missing or wrong, also where JSON and tensors are of two saves."""
+    """Read what `save_edits` wrote; InputError says what is missing or wrong, also where JSON and tensors are of two saves.
+
+    >>> import emointerp as ei
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ei.save_edits([ei.AddVector(3, torch.ones(192), alpha=0.5)], f"{folder}/push.json")
+    ...     [(edit.layer, edit.alpha) for edit in ei.load_edits(f"{folder}/push.json")]
+    [(3, 0.5)]
+    """
     file = Path(file)
     try:
         tensors = load_file(_tensors_of(file))

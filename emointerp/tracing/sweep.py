@@ -109,6 +109,14 @@ def sweep(
 
     A model that runs elsewhere (`remote`) shares no prefix: each intervention is a row of a batch of whole prompts, some 8,192
     tokens a request, and answers are those of its own greedy `generate`.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> looks = {(layer, beta): [ei.ScaleAttention(layer, beta, query="last")] for layer in range(8) for beta in (2, 8)}
+    >>> angry = ei.tracing.logit_mass(vlm, ["angry", "furious"])
+    >>> found = ei.sweep(vlm, vlm.prompt(*pair.plus, answer="I felt"), looks, angry, names=("layer", "beta"), progress=False)
+    >>> found.values.shape, found.to_frame().columns.tolist()
+    (torch.Size([1, 16]), ['prompt', 'layer', 'beta', 'value', 'baseline'])
     """
     if (metric is None) == (max_new_tokens is None):
         raise InputError("Give a sweep either a metric or max_new_tokens, which makes it generate answers.")

@@ -44,7 +44,14 @@ class Output:
 
 
 def run(vlm: VLM, prompts: Prompts, edits: Iterable[Edit] = ()) -> Output | list[Output]:
-    """One forward with edits; a sequence of prompts runs as one padded batch and gives a list in its order."""
+    """One forward with edits; a sequence of prompts runs as one padded batch and gives a list in its order.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> cut = [ei.block_attention(layer, "last", "visual") for layer in range(8)]
+    >>> ei.run(vlm, vlm.prompt(*pair.plus), cut).logits.shape
+    torch.Size([2048])
+    """
     batch = Batch.of(vlm, prompts, edits)
     with torch.no_grad():
         outputs = [Output(row, vlm) for row in check_finite(vlm, batch.once_more(), batch.once_more)]
@@ -68,6 +75,12 @@ def collect(
     then uses. A sequence of prompts runs as one padded batch and gives a list in its order.
 
     Only what is asked for is kept; with `wrt` all tokens of the sites are, until the gradients are there.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> acts = ei.collect(vlm, vlm.prompt(*pair.plus), ["residual", "heads"], layers=[2, 5], positions="last")
+    >>> acts.residual.shape, acts.heads.shape
+    (torch.Size([2, 1, 192]), torch.Size([2, 8, 1, 24]))
     """
     sites = _checked_sites(sites)
     batch, layers = Batch.of(vlm, prompts, edits), checked_layers(vlm, layers)
@@ -91,6 +104,11 @@ def generate(vlm: VLM, prompts: Prompts, edits: Iterable[Edit] = (), **options: 
     """The model's answer under edits; `options` as in `VLM.generate`, `logits_processor` among them.
 
     Edits at prompt positions act while the prompt is read; those at "answer" act on every token generated after it.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> ei.generate(vlm, vlm.prompt(*pair.plus), max_new_tokens=6)
+    'I stood outside at night.'
     """
     check_model(vlm)
     prompts, edits = prompts if isinstance(prompts, Prompt) else as_prompts(prompts), as_edits(edits)

@@ -71,6 +71,10 @@ def verify(vlm: VLM, prompt: Prompt | None = None) -> Verification:
 
     Without a prompt, a grey picture and a plain sentence are used. The language layers' activations are compared at the last
     token; three patches (a head, the residual stream at the picture, neurons) by their logits.
+
+    >>> import emointerp as ei
+    >>> ei.verify(ei.load()).agrees
+    True
     """
     prompt = prompt or vlm.prompt(Image.new("RGB", (256, 192), "#8a8f98"), EVENT)
     edits, twin, note = _patches(vlm), *_twin(vlm)

@@ -39,6 +39,14 @@ def on(
 
     Afterwards, also after an error, no hook is left. Values that are on at once act together; an adaptive one is on alone. Not for
     sweeps and perplexities, which do not run the model as a whole: give a sweep `value.edits()`.
+
+    >>> import emointerp as ei
+    >>> vlm, pair = ei.load(), ei.world_pairs("test", 1)[0]
+    >>> looks = ei.Veena(upstream=[(2, 1)], downstream=[(5, 2), (6, 5)], beta=8)
+    >>> with ei.veena.on(vlm, looks):
+    ...     told = ei.tell(vlm, *pair.plus)
+    >>> told.named
+    ('anger',)
     """
     if adaptive not in (None, PROMPT, STEP):
         raise InputError(f"adaptive is {adaptive!r}; expected None, {PROMPT!r} or {STEP!r}.")
