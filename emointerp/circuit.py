@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,9 +24,9 @@ from torch.nn import Module
 from emointerp.directions import Directions
 from emointerp.errors import InputError, ModelError, OutputError
 from emointerp.files import whole
-from emointerp.models import VLM, Prompt
+from emointerp.models import VLM, Prompt, to_image
 from emointerp.models.anatomy import Anatomy
-from emointerp.pairs import Pair
+from emointerp.pairs import Pair, fingerprint
 from emointerp.plots import COLORS, GRAY, INK, QUIET, new_figure
 from emointerp.tracing import Activations, Edit, ScaleAttention, ScaleNeurons, collect, mean_ablation, patch
 from emointerp.tracing.weights import asked, named_weights
@@ -380,7 +381,12 @@ class Circuit:
 _BOX = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": QUIET}
 _MARKERS = {"head": "o", "state": "s", "trigger": "^"}
 _LABELS = {"head": "head, its number", "state": "state neuron, its number", "trigger": "trigger neuron, its number"}
-_split, _name, _event = (lambda p: p.split), (lambda p: p.name), (lambda p: p.event)
+_split, _event = (lambda p: p.split), (lambda p: p.event)
+
+
+def _name(pair: Pair) -> str:
+    """What a pair is known by: its name, or, where it has none, hashes of its emotional picture and its event."""
+    return pair.name or f"{fingerprint(to_image(pair.emotional))[:16]} {zlib.crc32(pair.event.encode()):08x}"
 
 
 def _color(emotion: str) -> str:
@@ -444,6 +450,13 @@ class Ablation:
 
     donors: Mapping[str, Sequence[Activations]]
     heads: dict[Key, Edit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if wrong := [n for acts in self.donors.get("last", ()) if (n := len(acts.positions)) != 1]:
+            raise InputError(
+                f"Donors for the last token hold {wrong[0]} positions; collect them there: collect_donors(vlm, prompts), or "
+                "collect(…, positions='last')."
+            )
 
     def edits(self, keys: Iterable[Key]) -> list[Edit]:
         """Edits that ablate all `keys`."""

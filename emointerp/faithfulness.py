@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from emointerp.circuit import Ablation, Circuit, Donors, Key, Part
@@ -311,8 +312,9 @@ def stability(runs: Float[np.ndarray, "run unit"], k: int = 10) -> Stability:
     return _compared(list(itertools.combinations(np.asarray(runs), 2)), k)
 
 
-def stability_of_halves(scores: Float[np.ndarray, "pair unit"], k: int = 10, splits: int = 100, seed: int = 0) -> Stability:
-    """Scores of each pair, averaged over two random halves of the pairs, which are compared; `splits` times."""
+def stability_of_halves(scores: ArrayLike, k: int = 10, splits: int = 100, seed: int = 0) -> Stability:
+    """Scores of each pair, [pair, unit], averaged over two random halves of the pairs, which are compared; `splits` times."""
+    scores = np.asarray(scores, float)
     rng, n = np.random.default_rng(seed), len(scores)
     orders = [rng.permutation(n) for _ in range(splits)]
     return _compared([(scores[order[: n // 2]].mean(0), scores[order[n // 2 :]].mean(0)) for order in orders], k)

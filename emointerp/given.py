@@ -98,7 +98,8 @@ def whole_number(given: Any, name: str, least: int | None = None) -> int:
 def index_of(given: Any) -> int | None:
     """A whole number, of whatever type; None for what is none."""
     try:
-        return None if isinstance(given, bool) else operator.index(given)
+        masked = str(getattr(given, "dtype", None)) == "torch.bool"  # one of a mask's, which is no place to take
+        return None if isinstance(given, bool) or masked else operator.index(given)
     except TypeError:  # arrays of several numbers have an __index__ too, which raises
         return None
 

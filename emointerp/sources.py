@@ -22,11 +22,11 @@ from emointerp.errors import InputError
 from emointerp.lens import Words, metrics_of
 from emointerp.models import VLM, Prompt
 from emointerp.models.anatomy import part
-from emointerp.pairs import Pair, asked_of
+from emointerp.pairs import Pair, asked_of, fingerprint
 from emointerp.plots import BLUE, GRAY, GREEN, ORANGE, PALE, YELLOW, ends, new_figure
 from emointerp.saved import Saved
 from emointerp.statistics import value_interval
-from emointerp.tracing import Activations, collect
+from emointerp.tracing import Activations, Metric, collect
 from emointerp.tracing.branches import prefix_of
 from emointerp.tracing.remote import values_of
 from emointerp.tracing.verbs import checked_layers
@@ -40,7 +40,7 @@ OTHER, MASKS = "other", ("face", "expression")
 
 @dataclass(frozen=True, eq=False)
 class Sources(Saved):
-    """The token that each head takes from, a row a pair and head in `table`:
+    """The token that each head takes from, a row a pair (`picture`: the emotional one's fingerprint) and head in `table`:
 
     - `token`, `span` ("V", "Q", "L" or "other"), `attribution` (`A * dM/dA` there) and `attention` (A there); `most_attended`,
       whether it is the most attended token; `from_V`, `from_Q`, `from_L`: sums of attribution over these spans;
@@ -61,6 +61,16 @@ class Sources(Saved):
         shown = ["agrees", "attention", "most_attended", *SPANS, OTHER, *(f"{m}{end}" for m in MASKS for end in ("", "_area"))]
         rows = {at: {name: value_interval(some[name]) for name in shown if name in some} for at, some in _by_head(table)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["layer", "head"])
+
+    def check_pairs(self, prompts: Iterable[Prompt]) -> None:
+        """InputError if these are not the emotional prompts that the tokens were found in, in their order."""
+        found = self.table.drop_duplicates("pair").sort_values("pair").picture.tolist()
+        given = [fingerprint(prompt.image) for prompt in prompts]
+        if found != given:
+            raise InputError(
+                f"These source tokens are of {len(found)} pairs, and other pairs came ({len(given)}), or in another order; "
+                "find them on the same: source_tokens(vlm, pairs, heads)."
+            )
 
     def tokens(self, layer: int, head: int) -> list[int]:
         """The source token of a head in each pair's prompts."""
@@ -129,14 +139,16 @@ def source_tokens(
     pairs = asked_of(vlm, pairs)
     heads = checked_places(vlm, heads, "head")
     metrics, rows = metrics_of(vlm, pairs, metric, words), []
+    check_read_after(metrics, heads)
     for i, pair in enumerate(tqdm(pairs, desc="source tokens", disable=not progress)):
         prompt = vlm.prompt(*pair.plus, answer=answer)
         layers = sorted({layer for layer, _ in heads})
         acts = collect(vlm, prompt, ["attention"], layers=layers, positions="last", wrt=metrics[pair.emotion])
-        seen = _Masks(vlm, pair, prompt)
+        seen, picture = _Masks(vlm, pair, prompt), fingerprint(prompt.image)
         for layer, head in heads:
             a, product = _attended(acts, prompt, layer, head)
-            row = {"pair": i, "emotion": pair.emotion, "layer": layer, "head": head} | _source(prompt, a, product)
+            row = {"pair": i, "emotion": pair.emotion, "picture": picture, "layer": layer, "head": head}
+            row |= _source(prompt, a, product)
             if directions is not None:
                 along = a * value_path(vlm, prompt, layer, head, directions[pair.emotion, layer]).cpu().numpy()
                 row |= {"check": int(along.argmax()), "agrees": bool(along.argmax() == row["token"])}
@@ -192,6 +204,16 @@ class _Masks:
 
 
 # what neurons and sources share
+
+
+def check_read_after(metrics: Mapping[str, Metric], heads: Iterable[Place]) -> None:
+    """Refuse a metric that is read before a head writes: nothing of the head can reach it."""
+    for metric in metrics.values():
+        if metric.layer is not None and (late := [head for head in heads if head[0] > metric.layer]):
+            raise InputError(
+                f"The metric {metric.name!r} is read after layer {metric.layer}, before {head_name(*late[0])} writes; take heads "
+                "up to that layer."
+            )
 
 
 def checked_places(vlm: VLM, places: Iterable[Sequence[SupportsIndex]], what: str) -> list[Place]:

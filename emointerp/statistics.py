@@ -66,7 +66,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000,
         raise InputError("No values to average; the set that was measured is empty.")
     mean = float(data.mean())
     if np.ptp(data) == 0:
-        unseen = min(1.0, 3 / data.size)
+        unseen = min(1.0, (3 if level == 0.95 else -np.log(1 - level)) / data.size)
         return Interval(mean, mean - unseen * (signed or mean == 1), mean + unseen * (signed or mean == 0), data.size)
     result = bootstrap(
         (data,),
@@ -129,7 +129,8 @@ def sign_flips(differences: ArrayLike, flips: int = 10_000, alternative: str = "
 
     `alternative` is "two-sided" or "greater". Under max-T (Westfall and Young 1993) a column's corrected p-value is the chance that
     the largest of all columns' statistics is as large; flips are shared by the columns, so their dependence is kept. p-values are
-    `(1 + #{T_r >= T}) / (flips + 1)`. scipy's `permutation_test` knows no max-T and one column at a time.
+    `(1 + #{T_r >= T}) / (flips + 1)`. scipy's `permutation_test` knows no max-T and one column at a time. A column with a value
+    that is no finite number has nan for p, and is none of those looked at.
 
     >>> sign_flips([1.0, 2.0, 1.5, 0.5, 1.0, 2.5, 1.0, 1.2]).p.round(2).tolist()
     [0.01]
@@ -142,6 +143,8 @@ def sign_flips(differences: ArrayLike, flips: int = 10_000, alternative: str = "
         )
     if alternative not in ("two-sided", "greater"):
         raise InputError(f"alternative is {alternative!r}; expected 'two-sided' or 'greater'.")
+    known = np.isfinite(x).all(0)
+    mean, x = x.mean(0), x[:, known]
     size = np.sqrt((x**2).sum(0))
     statistic = x / np.where(size > 0, size, 1)  # its column sums are t statistics up to a monotone function, under every flip
     fold = np.abs if alternative == "two-sided" else np.asarray
@@ -151,25 +154,30 @@ def sign_flips(differences: ArrayLike, flips: int = 10_000, alternative: str = "
         signs = rng.choice([-1.0, 1.0], (min(1000, flips - start), len(x)))
         drawn = fold(signs @ statistic)
         above += (drawn >= seen - 1e-12).sum(0)
-        above_max += (drawn.max(1, keepdims=True) >= seen - 1e-12).sum(0)
-    return SignFlips(x.mean(0), (1 + above) / (flips + 1), (1 + above_max) / (flips + 1), flips)
+        above_max += (drawn.max(1, keepdims=True, initial=0) >= seen - 1e-12).sum(0)
+    p = np.full((2, len(known)), np.nan)
+    p[:, known] = (1 + np.stack([above, above_max])) / (flips + 1)
+    return SignFlips(mean, *p, flips)
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """p-values of planned tests, corrected after Holm (1979); a few lines that scipy lacks.
+    """p-values of planned tests, corrected after Holm (1979); a few lines that scipy lacks. One that is nan stays so.
 
     >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
     [0.03, 0.06, 0.06]
     """
     p = np.asarray(p, float)
     order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))  # nans come last in the order
     return np.minimum(1.0, stepped)[np.argsort(order)]
 
 
 def benjamini_hochberg(p: ArrayLike) -> np.ndarray:
-    """p-values of a scan, corrected for the false discovery rate (Benjamini and Hochberg 1995; scipy's)."""
-    return false_discovery_control(np.asarray(p, float), method="bh")
+    """p-values of a scan, corrected for the false discovery rate (Benjamini and Hochberg 1995; scipy's); nans are left out."""
+    p = np.asarray(p, float)
+    corrected, known = p.copy(), ~np.isnan(p)
+    corrected[known] = false_discovery_control(p[known], method="bh")
+    return corrected
 
 
 def flips_by_group(
@@ -192,7 +200,7 @@ def flips_by_group(
 
 
 def against_random(observed: float, random: ArrayLike) -> float:
-    """p-value of an effect among those of matched random controls: `(1 + #{T_r >= T}) / (R + 1)`.
+    """p-value of an effect among those of matched random controls: `(1 + #{T_r >= T}) / (R + 1)`; nan where one is no number.
 
     >>> against_random(3.0, [0.0] * 99)
     0.01
@@ -200,6 +208,8 @@ def against_random(observed: float, random: ArrayLike) -> float:
     drawn = np.asarray(random, float)
     if not drawn.size:
         raise InputError("There are no random controls to compare with.")
+    if np.isnan(observed) or np.isnan(drawn).any():
+        return np.nan
     return float((1 + (drawn >= observed).sum()) / (drawn.size + 1))
 
 

@@ -231,7 +231,7 @@ class Steering(Saved):
         """The gain under S beside that under every other direction of this run: `statistics.with_controls`."""
         _check_measure(measure)
         gains = {name: self._gains(name, layer, alpha, measure) for name in self.table.direction.unique()}
-        return with_controls(gains.pop(S)[0], gains)
+        return with_controls(gains.pop(S).mean(0), gains)
 
     def _gains(self, direction: str, layer: SupportsIndex, alpha: float, measure: str) -> np.ndarray:
         """Gain of each draw and pair, [draw, pair]."""

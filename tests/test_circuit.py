@@ -376,6 +376,12 @@ def test_figures_of_the_measures_draw_their_numbers(additive):
 # stability
 
 
+def test_halves_of_a_frame_are_those_of_its_numbers():
+    """A frame with numbers for columns was cut into columns, not into pairs."""
+    scores = np.random.default_rng(2).normal(size=(8, 8)) + np.arange(8)
+    assert stability_of_halves(pd.DataFrame(scores), k=3).rank == stability_of_halves(scores, k=3).rank
+
+
 def test_runs_that_agree_and_runs_that_do_not():
     rng = np.random.default_rng(0)
     truth = np.zeros(64)
@@ -418,3 +424,21 @@ def test_the_revision_is_kept_until_a_weight_changes():
     with torch.no_grad():
         fresh.model.lm_head.weight.mul_(2)
     assert revision(fresh) != before == revision(vlm)
+
+
+def test_donors_of_the_last_token_are_taken_there_alone():
+    """`collect` takes all positions where nothing is said; their mean was put in the last token's place."""
+    vlm = tiny_families.vlm("llava_clip")
+    everywhere = collect(vlm, donors_of(vlm), ["heads", "neurons"])
+    for ask in (small(vlm).ablate, lambda donors: faithfulness(vlm, small(vlm), some_pairs(4), donors, words=WORDS)):
+        with pytest.raises(InputError, match=r"Donors for the last token hold \d+ positions; collect them there: collect_donors"):
+            ask(everywhere)
+
+
+def test_pairs_without_a_name_are_known_by_their_pictures():
+    vlm = tiny_families.vlm("llava_clip")
+    mine = [replace(pair, name="", split="", event="It rained.") for pair in some_pairs(n=6)]
+    found = Circuit.of(vlm, [(0, 0, 1.0)], pairs=mine[:3], metric="log mass")
+    found.check_apart(mine[3:])
+    with pytest.raises(InputError, match="was selected on some of these pairs: pairs "):
+        found.check_apart(mine[2:])

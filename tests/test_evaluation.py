@@ -21,7 +21,7 @@ from emointerp import cli
 from emointerp.circuit import revision
 from emointerp.emotions import BASIC, wheels
 from emointerp.errors import InputError, OutputError
-from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, pai, world_items
+from emointerp.evaluation import Evaluation, Item, Method, edited, evaluate, harness, none, pai, per_prompt, world_items
 from emointerp.evaluation import benchmarks as benchmarks_module
 from emointerp.evaluation.benchmarks import run_mer_unibench, standard, write_table
 from emointerp.evaluation.items import (
@@ -63,6 +63,7 @@ CANNED = {
     },
 }
 ANSWERS = ("Yes.", "No.", "Two.", "Red.")
+SAID = {"answers": "canned"}  # what a method is made of
 
 
 def tiny(name="llava_clip"):
@@ -92,7 +93,7 @@ def canned(
         CLOCK.now += cost
         return answers[name_of_set][name][first : first + len(some)]
 
-    return Method(name, answer, settings or {}, **more)
+    return Method(name, answer, settings or SAID, **more)
 
 
 CLOCK = SimpleNamespace(now=0.0)
@@ -668,7 +669,7 @@ def test_mer_unibench_is_asked_and_scored_set_by_set(tmp_path, monkeypatch):
         asked.extend(some)
         return [{"happy": GLAD, "worried": ANGRY, "1.5": GLAD, "-2.0": ANGRY}.get(item.gold, "I was happy.") for item in some]
 
-    methods = [Method("none", answers), Method("angry", lambda vlm, some, decoding: [ANGRY] * len(some))]
+    methods = [Method("none", answers, SAID), Method("angry", lambda vlm, some, decoding: [ANGRY] * len(some), SAID)]
     table = run_mer_unibench(tiny(), methods, tmp_path / "data", tmp_path / "out", progress=False)
     assert table.method.tolist() == ["none"] * 4 + ["angry"] * 4
     assert table.set.tolist()[:4] == ["MER2023", "CMU-MOSI", "OV-MERD+", "mean of 3 of 9 sets"]
@@ -704,7 +705,12 @@ def test_mer_unibench_is_asked_in_batches_for_answers_of_the_length_that_was_nam
     """The two clips come as the first item, which warms up, and then one at a time; or both together, at the lengths of before."""
     write(tmp_path / "data", "MER2023")
     asked = []
-    method = Method("none", lambda vlm, some, decoding: [asked.append((len(some), decoding.max_new_tokens)) or GLAD] * len(some))
+
+    def answers(vlm, some, decoding):
+        asked.append((len(some), decoding.max_new_tokens))
+        return [GLAD] * len(some)
+
+    method = Method("none", answers, SAID)
     run = {"vlm": tiny(), "methods": [method], "data": tmp_path / "data", "progress": False}
     run_mer_unibench(**run, folder=tmp_path / "one", max_new_tokens=7, batch=1)
     assert asked == [(1, 2), (1, 7), (1, 7)]
@@ -731,7 +737,7 @@ def test_frames_of_clips_are_drawn_once_and_kept(tmp_path, monkeypatch):
         for i in range(6):
             Image.new("RGB", (16, 12), (40 * i, 90, 10 * ord(clip) % 256)).save(own / "video" / clip / f"{i}.png")
     seen = []
-    method = Method("none", lambda vlm, some, decoding: [seen.append(item.picture) or GLAD for item in some])
+    method = Method("none", lambda vlm, some, decoding: [seen.append(item.picture) or GLAD for item in some], SAID)
     run = {"vlm": tiny(), "methods": [method], "data": tmp_path / "data", "folder": tmp_path / "out", "progress": False}
     run_mer_unibench(**run, seed=3)
     kept = {path.stem: path for path in seen}
@@ -779,3 +785,12 @@ def test_bad_arguments_are_one_line_and_an_exit_code(case, monkeypatch, capsys, 
     said = [line for line in err.splitlines() if line and "Loading weights" not in line]
     assert code == 2 and len(said) == 1 and said[0].startswith("emointerp: ") and words in said[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_kept_answers_are_not_those_of_another_instruction_or_of_a_method_that_says_nothing(tmp_path):
+    evaluate(tiny(), [canned("none")], sets(), folder=tmp_path / "kept", **QUIET)
+    with pytest.raises(InputError, match="holds a run with other settings: .*instruction"):
+        evaluate(replace(tiny(), instruction="Name a thing."), [canned("none")], sets(), folder=tmp_path / "kept", **QUIET)
+    silent = per_prompt("mine", lambda vlm, prompts: [[] for _ in prompts])
+    with pytest.raises(InputError, match="The method 'mine' says not what it is made of.* Give it settings: Method"):
+        evaluate(tiny(), [canned("none"), silent], sets(), folder=tmp_path / "other", **QUIET)

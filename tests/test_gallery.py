@@ -256,7 +256,7 @@ def test_questions_that_cannot_be_answered(gallery):
     d = gallery.d_hidden
     for ask, words in {
         lambda: gallery.top(d): f"There is no feature {d}; this gallery's SAE has features 0 to {d - 1}",
-        lambda: gallery.top(0, n=0): "n is 0; expected 1 or more",
+        lambda: gallery.top(0, n=0): "n is 0; expected a whole number from 1 up",
         lambda: gallery.nearest("no.png"): "'no.png' is not among the 21 pictures of this gallery; expected a path below",
         lambda: gallery.nearest("' OR 1=1 --"): "is not among the 21 pictures",
         lambda: gallery.along({}): "The direction has no length",

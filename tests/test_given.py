@@ -21,11 +21,22 @@ from tiny_models import picture
 import emointerp as ei
 from emointerp import evaluation, given
 from emointerp.errors import InputError
+from emointerp.given import index_of
 from emointerp.models import to_image
 from emointerp.pairs import Pair, as_pairs, check_number, check_sides, read_pairs, save_pairs, text_pairs, world_pairs
 from emointerp.steering import Steering, differences, steer, steering_vectors
 from emointerp.superposition import by_dimensions, embed, interference, thumbnails, train_toys
-from emointerp.tracing import answer_log_probs, first_tokens, logit_mass, mean_ablation, patch, perplexity, sweep
+from emointerp.tracing import (
+    AddVector,
+    answer_log_probs,
+    collect,
+    first_tokens,
+    logit_mass,
+    mean_ablation,
+    patch,
+    perplexity,
+    sweep,
+)
 from emointerp.veena import Veena, confidence, predicted, signs
 from emointerp.world import face_scenes, sample
 
@@ -431,3 +442,16 @@ def test_the_matrix_says_over_what_it_is_a_mean(vlm):
     pushed = "Neutral pictures, pushed"
     assert titles == [f"{pushed}\nmean over 2 layers, 2 strengths", f"{pushed}\nmean over 2 strengths", pushed]
     assert "all of them" in Steering.matrix.__doc__
+
+
+def test_a_mask_of_torch_is_no_list_of_places():
+    """`operator.index(torch.tensor(True))` is 1: a mask of tokens was read as the first two."""
+    assert index_of(torch.tensor(True)) is None and index_of(torch.tensor(3)) == 3
+    vlm = tiny("llava_clip")
+    prompt = vlm.prompt(picture(0), "The phone rang.")
+    mask = torch.zeros(len(prompt), dtype=torch.bool)
+    mask[list(prompt.visual)] = True
+    with pytest.raises(InputError, match="expected"):
+        collect(vlm, prompt, positions=mask)
+    with pytest.raises(InputError, match="expected"):
+        AddVector(1, torch.ones(8), positions=mask)

@@ -662,6 +662,20 @@ def test_a_map_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         check_heads(vlm, pairs, [(1, 0)], sets=2, file=file, **options)
 
 
+def test_stages_are_those_of_the_model_not_of_the_map():
+    """A map of a few layers took its last for the model's, and called the middle deep."""
+    means = np.eye(6, 2) + 0.1
+    held = scored(means, 0.3, shape=(2, 1))
+    assert set(specificity(scored(np.ones((6, 2)), 0.1, shape=(2, 1), seed=1), held, draws=200).table.stage) == {
+        "shallow",
+        "middle",
+    }
+    found = [replace(one, n_layers=8) for one in (scored(np.ones((6, 2)), 0.1, shape=(2, 1), seed=1), held)]
+    assert set(specificity(*found, draws=200).table.stage) == {"shallow"}
+    vlm = tiny_families.vlm("llava_clip")
+    assert head_map(vlm, some_pairs(), layers=[0], **quiet).n_layers == LAYERS
+
+
 def test_a_map_is_not_gone_on_with_by_another_metric_of_the_same_name(tmp_path):
     """Names that the package gives: two sets of words, two directions; then directions, and how long a story may be."""
     vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs(2)

@@ -592,3 +592,15 @@ def test_gemma_has_no_alignment_and_twins_must_match():
     wide = [Pair(picture(1)[:32, :96], picture(2)[:64, :96], "I ate soup.", "up", name="pier"), some_pairs()[1]]
     with pytest.raises(InputError, match=r"differ in their tokens: pier"):
         neuron_scores(tiny_families.vlm("qwen2_vl"), wide, **quiet)
+
+
+def test_source_tokens_are_those_of_these_pairs_and_heads_that_the_metric_sees():
+    vlm, pairs = tiny_families.vlm("llava_clip"), some_pairs()
+    found = source_tokens(vlm, pairs, [(2, 1)], words=WORDS, progress=False)
+    for other in (pairs[::-1], [*pairs, *pairs], [pairs[0], pairs[0]]):
+        with pytest.raises(InputError, match="source tokens are of 2 pairs, and other pairs came .*, or in another order"):
+            neuron_scores(vlm, other, (2, 1), found, words=WORDS, progress=False)
+    early = projection(torch.ones(vlm.anatomy.d_model), 1)
+    for ask in (lambda: source_tokens(vlm, pairs, [(2, 1)], metric=early), lambda: neuron_scores(vlm, pairs, (2, 1), metric=early)):
+        with pytest.raises(InputError, match="is read after layer 1, before L2H1 writes; take heads up to that layer"):
+            ask()

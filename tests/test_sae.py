@@ -16,6 +16,7 @@ from sklearn.metrics import mean_squared_error, r2_score, roc_auc_score
 from torch.nn.functional import normalize
 
 from emointerp.errors import EmointerpError, InputError, OutputError
+from emointerp.models import load_tower
 from emointerp.sae import (
     SAE,
     Codes,
@@ -27,10 +28,12 @@ from emointerp.sae import (
     learning,
     load_sae,
     monosemanticity,
+    picture_codes,
     quality,
     save_sae,
     train_sae,
 )
+from emointerp.world import Scene
 
 KINDS = list(itertools.product([True, False], [True, False]))  # tied, with biases
 
@@ -377,6 +380,35 @@ def test_quality_refuses_vectors_of_other_lengths_than_were_read():
     with pytest.raises(InputError, match="reads vectors of length 1; these have 13.* on average. Divide each by its own"):
         quality(load_sae("tiny"), x)
     assert quality(load_sae("tiny"), x / x.norm(dim=-1, keepdim=True)).l0 == 32
+
+
+def test_quality_of_patches_is_that_of_their_vectors():
+    sae, x = random_sae(k=3), noise(70, 6, seed=9)
+    whole, patches = quality(sae, x), quality(sae, x.reshape(10, 7, 6))
+    assert (patches.n, patches.l0, patches.explained_variance) == (70, whole.l0, pytest.approx(whole.explained_variance))
+
+
+def test_what_was_trained_on_vectors_of_length_1_says_so():
+    data = noise(200, 6)
+    recipe = SaeRecipe(d_hidden=12, k=3, steps=5)
+    assert train_sae(data / data.norm(dim=-1, keepdim=True), recipe).about["unit"]
+    assert "unit" not in train_sae(data, recipe).about
+    assert not train_sae(data / data.norm(dim=-1, keepdim=True), recipe, about={"unit": False}).about["unit"]
+
+
+def test_one_folder_holds_one_sae(tmp_path):
+    """What `load_sae` found first came back: another's weights, or these with this one's k."""
+    save_sae(random_sae(k=3), tmp_path, "saelens")
+    for form in ("emointerp", "sparsify"):
+        with pytest.raises(OutputError, match="holds an SAE in another form .sae_weights.safetensors.; give another folder"):
+            save_sae(random_sae(k=5), tmp_path, form)
+    assert load_sae(save_sae(random_sae(k=5), tmp_path, "saelens")).k == 5
+
+
+def test_codes_of_one_picture_as_an_array_are_one():
+    sae, tower, scene = load_sae("tiny"), load_tower(), Scene()
+    one, same = (picture_codes(sae, tower, given, progress=False) for given in (scene.pixels(), [scene]))
+    assert len(one.values) == 1 and torch.equal(one.values, same.values)
 
 
 def test_monosemanticity_is_the_sum_over_pairs():

@@ -331,3 +331,7 @@ def test_scenes_bring_their_emotion_and_identity():
     assert [found.labels.columns[i] for i in found.labels.to_numpy().argmax(1)] == [scene.emotion for scene in scenes]
     assert all(scene.subject in name for scene, name in zip(scenes, found.names, strict=True))
     assert found.some([3, 1]).names == (found.names[3], found.names[1])
+    mask = np.arange(len(found.labels)) % 2 == 1
+    assert found.some(mask).names == found.names[1::2] and torch.equal(found.some(mask).vectors, found.vectors[1::2])
+    with pytest.raises(InputError, match=r"The mask has 2 values for \d+ pictures; expected one for each"):
+        found.some(mask[:2])

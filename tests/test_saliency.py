@@ -336,6 +336,7 @@ def test_a_map_weighs_itself_and_draws_itself(target):
     found = saliency_map(target, JOY, n=3, sigma=0.1)
     mask = JOY.masks()["expression"]
     assert found.mass(mask) == pytest.approx(found.map[mask].sum() / found.map.sum())
+    assert found.mass(mask.astype(int)) == found.mass(255 * mask.astype(np.uint8)) == found.mass(mask)  # numbers are no rows
     assert found.settings == {"n": 3, "sigma": 0.1} and np.allclose(found.raw, gradient(target, JOY.image()))
     with torch.no_grad():
         assert found.value == pytest.approx(float(target(target.pixels([JOY]))))

@@ -181,3 +181,26 @@ def test_a_table_of_intervals_becomes_one_of_numbers(tmp_path):
     wide = flat(frame[["effect", "p"]].head(2).unstack("head"))
     assert "effect 1_low" in wide and wide["effect 2"].tolist() == [0.5] and wide["p 1"].tolist() == [0.1]
     assert frame.effect.head(2).astype(float).sum() == 0.7 and max(cells[:2]) is cells[1]
+
+
+def test_what_is_no_number_has_no_p_and_spoils_no_other():
+    """Comparisons with nan are false, so that nothing was ever "as large": p was the least there is, by max-T in all columns."""
+    x = np.random.default_rng(5).normal(size=(20, 5))
+    spoilt = x.copy()
+    spoilt[3, 2] = np.nan
+    found, clean = sign_flips(spoilt), sign_flips(np.delete(x, 2, axis=1))
+    for name in ("p", "corrected"):
+        values = getattr(found, name)
+        assert np.isnan(values[2]) and np.array_equal(np.delete(values, 2), getattr(clean, name))
+    assert np.isnan(sign_flips(np.full((4, 2), np.nan)).corrected).all()
+    assert np.isnan(against_random(np.nan, np.zeros(99))) and np.isnan(against_random(0.0, [np.nan] * 99))
+    table = with_controls([0, 0, 0, np.nan], {"random": [0, 0, 0, 0], "other": [0, 0, 0, 0]})
+    assert table[["p", "p_holm"]].isna().all(axis=None)
+    p = np.array([0.01, np.nan, 0.04, 0.5])
+    assert np.array_equal(benjamini_hochberg(p), [*np.insert(benjamini_hochberg(p[[0, 2, 3]]), 1, np.nan)], equal_nan=True)
+
+
+def test_the_rule_of_three_follows_the_level():
+    """What a share of n may be that was never seen: `(1 - s) ** n = 1 - level`, nearly."""
+    assert mean_interval([0.0] * 60).high == pytest.approx(3 / 60)
+    assert mean_interval([0.0] * 60, level=0.99).high == pytest.approx(1 - 0.01 ** (1 / 60), rel=0.05)

@@ -181,6 +181,8 @@ def test_effect_is_the_share_of_the_gap():
     c = nothing.effect("clean").C["S", 0, 1.0]
     assert (c.low, c.mean, c.high) == pytest.approx((-1, 0, 1))  # of four pairs, three quarters may be unseen; the gap is as large
     assert steering.controlled(1, 1.0).less["random"].mean == pytest.approx(0.75)
+    two = made_up({("S", 0, 0, 1.0): [1, 1, 0, 0], ("S", 1, 0, 1.0): [1] * 4, ("random", 0, 0, 1.0): [0] * 4})
+    assert two.controlled(0, 1.0).value["effect"].mean == 0.75  # of both S, not of the first
     rates = steering.rates().loc["S", "joy", 0, 1.0]
     assert (rates.clean, rates.perplexity_ratio, rates.goal_ratio) == (0.5, 1.0, 2.0)
     told = steering.intervals().clean["random", "joy", 0, 1.0]

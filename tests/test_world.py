@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from emointerp.emotions import BASIC, NEUTRAL
 from emointerp.errors import InputError
 from emointerp.pairs import world_pairs
-from emointerp.world import HARD_TESTS, SPLITS, identity, sample, setting, splits, training_example
+from emointerp.world import HARD_TESTS, SPLITS, Scene, identity, sample, setting, splits, training_example
 from emointerp.world.expression import MODES, REST
 from emointerp.world.expression import sample as sample_expression
 
@@ -145,3 +145,13 @@ def test_bad_names_are_named():
         sample("test", 1, hard="tiny")
     with pytest.raises(InputError, match="'neutral', 'loaded' or 'conflict', not 'sad'"):
         sample("test", 1, events="sad")
+
+
+def test_what_the_drawn_world_has_not_is_refused():
+    for wrong in ((70, 100), (-1, 0), (1, 0.5)):
+        with pytest.raises(InputError, match="expected two numbers, the least and the most, from 0 to 1"):
+            sample("test", 2, intensity=wrong)
+    with pytest.raises(InputError, match="weather is 'rainy'; the drawn world has clear, sunny, rain, snow"):
+        Scene(weather="rainy")
+    with pytest.raises(InputError, match="emotion is 'afraid'; the drawn world has anger, .*neutral"):
+        Scene(emotion="afraid")

@@ -165,7 +165,7 @@ class Run:
         """What must be the same for a run to be continued, as JSON has it."""
         decoding = {name: value for name, value in self.decoding.options().items() if name != "seed"}
         settings = {
-            "model": {"revision": revision(self.vlm)},
+            "model": {"revision": revision(self.vlm), "instruction": self.vlm.instruction},
             "decoding": decoding,
             "perplexity": self.perplexity,
             "methods": {name: {"settings": m.settings, "oracle": m.oracle} for name, m in self.methods.items()},
@@ -279,6 +279,11 @@ class _Folder:
     def open(cls, path: Path, run: Run) -> "_Folder":
         """The folder, made where there is none, and refused where it holds another run; its settings take in this one's."""
         file = path / SETTINGS
+        if unsaid := [name for name, method in run.methods.items() if not method.settings]:
+            raise InputError(
+                f"The method {unsaid[0]!r} says not what it is made of, so kept answers could be another's of its name. Give it "
+                "settings: Method(name, answers, settings={…}), per_prompt(name, edits_of, settings={…})."
+            )
         held = _settings(file)
         if held is None and os.path.isdir(path / CELLS) and any((path / CELLS).iterdir()):
             raise InputError(f"{path} holds cells but no {SETTINGS}, so what they are is not known. Give another folder.")

@@ -20,6 +20,7 @@ from emointerp.gallery.found import Found
 from emointerp.gallery.listing import Listed
 from emointerp.gallery.settings import FILE, Settings
 from emointerp.gallery.tables import COUNTS, FAILURES, FEATURES, IMAGES, OFFLINE, check_packing, tables
+from emointerp.given import whole_number
 from emointerp.models import Tower
 from emointerp.sae import SAE
 
@@ -70,9 +71,9 @@ class Gallery:
 
     def top(self, feature: int, n: int = 24) -> Found:
         """The pictures on which a feature fires most; with an SAE over patches, by their largest patch, and which that is."""
-        if not 0 <= feature < self.d_hidden:
+        if not 0 <= (feature := whole_number(feature, "The feature")) < self.d_hidden:
             raise InputError(f"There is no feature {feature}; this gallery's SAE has features 0 to {self.d_hidden - 1}.")
-        return self._found(f"Feature {feature}", TOP.format(patch=self._patch("patch")), [feature, _checked(n)])
+        return self._found(f"Feature {feature}", TOP.format(patch=self._patch("patch")), [feature, whole_number(n, "n", 1)])
 
     def along(self, direction: Direction, n: int | None = 24, title: str = "Along the direction") -> Found:
         """The pictures whose codes have the largest cosine to a direction in feature space; n None: all.
@@ -153,7 +154,9 @@ class Gallery:
     def _along(self, direction: Direction, n: int | None, title: str, without: str | None) -> Found:
         features, weights = _entries(direction, self.d_hidden)
         unit = weights / np.linalg.norm(weights)
-        return self._found(title, ALONG, [features.tolist(), unit.tolist(), without, None if n is None else _checked(n)])
+        return self._found(
+            title, ALONG, [features.tolist(), unit.tolist(), without, None if n is None else whole_number(n, "n", 1)]
+        )
 
     def _patch(self, column: str) -> str:
         return f", {column}" if self.settings.by_patch else ""
@@ -168,12 +171,6 @@ class Gallery:
                 "images() lists them. For other pictures: gallery.along(gallery.code(picture, tower, sae))."
             )
         return text
-
-
-def _checked(n: int) -> int:
-    if n < 1:
-        raise InputError(f"n is {n}; expected 1 or more pictures.")
-    return n
 
 
 def _entries(direction: Direction, d_hidden: int) -> tuple[np.ndarray, np.ndarray]:

@@ -59,7 +59,7 @@ def amplification_map(
         donor, _ = measure.under(calm, {"none": []}, pair.emotion)
         about = {"pair": i, "emotion": pair.emotion, "picture": fingerprint(asked.image), "receiver": receiver, "donor": donor}
         frames.append(pd.DataFrame(cells, columns=PLACE).assign(**about, value=found))
-    return HeadMap(pd.concat(frames, ignore_index=True), measure.name, LOOKING, "amplifying")
+    return HeadMap(pd.concat(frames, ignore_index=True), measure.name, LOOKING, "amplifying", vlm.anatomy.n_layers)
 
 
 def _spans(vlm: VLM, pair: Pair, begun: Prompt) -> tuple[tuple[int, ...], tuple[int, ...]]:

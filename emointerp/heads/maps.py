@@ -48,13 +48,14 @@ class HeadMap(Saved):
 
     pair, emotion, `picture` (fingerprint of the emotional one), layer, head; `value`, the metric with the head patched;
     `receiver`, without; `donor`, that of the run that the patch comes from. `kind` is "patching"; or "attribution": then `value` is
-    the receiver's plus the gradient's guess; or "amplifying" (`amplification_map`).
+    the receiver's plus the gradient's guess; or "amplifying" (`amplification_map`). `n_layers` are the model's, where known.
     """
 
     table: pd.DataFrame
     metric: str
     direction: str
     kind: str = "patching"
+    n_layers: int | None = None
 
     def of(self, *emotions: str) -> "HeadMap":
         """The map of the pairs of some emotions."""
@@ -327,4 +328,4 @@ def _mapped(
         places.assign(pair=i, emotion=pair.emotion, picture=fingerprint(prompts[0].image), **row)
         for i, (pair, prompts, row) in enumerate(zip(pairs, both, kept.rows, strict=True))
     ]
-    return HeadMap(pd.concat(frames, ignore_index=True), measure.name, direction, kind)
+    return HeadMap(pd.concat(frames, ignore_index=True), measure.name, direction, kind, measure.vlm.anatomy.n_layers)

@@ -189,7 +189,7 @@ def _interval(drawn: Float[np.ndarray, " draw"], n: int) -> Interval:
 
 def _stage_of(held: HeadMap, stages: Mapping[str, Iterable[int]] | None) -> dict[int, str]:
     """The stage of each layer."""
-    named = thirds(int(held.table.layer.max()) + 1) if stages is None else stages
+    named = thirds(held.n_layers or int(held.table.layer.max()) + 1) if stages is None else stages
     return {int(layer): name for name, layers in named.items() for layer in layers}
 
 

@@ -19,7 +19,7 @@ from emointerp.models import VLM, Prompt
 from emointerp.pairs import Pair, asked_of, check_aligned, twin_prompts
 from emointerp.plots import new_figure
 from emointerp.saved import Saved
-from emointerp.sources import SPANS, Place, Sources, checked_places, refuse_norms, source_tokens, unit
+from emointerp.sources import SPANS, Place, Sources, check_read_after, checked_places, refuse_norms, source_tokens, unit
 from emointerp.statistics import benjamini_hochberg, sign_flips, value_interval
 from emointerp.tracing import Edit, Metric, SetHead, collect, patch, sweep
 
@@ -108,8 +108,11 @@ def neuron_scores(
     if at and at[0][0] == 0:
         raise InputError(f"{head_name(*at[0])} is in the first layer; no neurons lie below it.")
     both, metrics = twins_of(vlm, pairs, answer), metrics_of(vlm, pairs, metric, words)
+    check_read_after(metrics, at)
     if head is not None and sources is None:
         sources = source_tokens(vlm, pairs, at, metric=metric, words=words, answer=answer, progress=progress)
+    if isinstance(sources, Sources):
+        sources.check_pairs(prompts[0] for prompts in both)
     tokens = tokens_of(sources if isinstance(sources, str) else sources.tokens(*at[0]) if at else None, both)
     layers = range(vlm.anatomy.n_layers if head is None else at[0][0])
     found = []

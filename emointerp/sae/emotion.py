@@ -226,8 +226,11 @@ class Labelled:
         return cls(vectors, label_table([scene.emotion for scene in scenes]), tuple(map(identity, scenes)))
 
     def some(self, rows: Sequence[int] | np.ndarray) -> "Labelled":
-        """These rows."""
-        rows = np.asarray(rows, int)
+        """These rows, by number or by a mask of as many as there are."""
+        rows = np.asarray(rows)
+        if rows.dtype == bool and len(rows) != len(self.labels):
+            raise InputError(f"The mask has {len(rows)} values for {len(self.labels)} pictures; expected one for each.")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int, casting="safe") if rows.size else rows.astype(int)
         names = None if self.names is None else tuple(self.names[i] for i in rows)
         return Labelled(self.vectors[torch.from_numpy(rows)], self.labels.iloc[rows], names)
 

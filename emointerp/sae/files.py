@@ -70,6 +70,8 @@ def load_sae(path: str | Path) -> SAE:
 def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
     """Write an SAE into a folder as "emointerp", "saelens" or "sparsify"; other programs get a tied decoder written out.
 
+    OutputError where that cannot be done, and where the folder holds one in another form, which would be read in its place.
+
     >>> import emointerp as ei
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -82,6 +84,8 @@ def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
         raise InputError(f"form is {form!r}; expected {', '.join(map(repr, forms))}.")
     (settings_file, tensor_file), settings, tensors = forms[form](sae)
     folder = Path(folder)
+    if held := [tensors for _, tensors in (OURS, SAELENS, SPARSIFY) if tensors != tensor_file and os.path.isfile(folder / tensors)]:
+        raise OutputError(f"{folder} holds an SAE in another form ({held[0]}); give another folder, or take that away.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with whole(folder / tensor_file) as part:

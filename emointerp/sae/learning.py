@@ -78,9 +78,12 @@ def train_sae(
     """Train an SAE on the rows of `data`; with a `folder`, go on from its checkpoint, if a run was cut off.
 
     A batch depends on seed and step alone, so that a resumed run equals an uninterrupted one. Every `every` steps a checkpoint
-    replaces the last and `name`.log.jsonl gets a line. `about` goes into the SAE. InputError where the folder's run had another
-    recipe or other data (another shape, or other numbers in the `SAMPLE` rows that are looked at); OutputError where another
-    process trains `name` there; EmointerpError where the loss stops being a number.
+    replaces the last and `name`.log.jsonl gets a line. InputError where the folder's run had another recipe or other data (another
+    shape, or other numbers in the `SAMPLE` rows that are looked at); OutputError where another process trains `name` there;
+    EmointerpError where the loss stops being a number.
+
+    `about` goes into the SAE, and says what it is shown of pictures later: "reads", the "pooled" vectors (where nothing is said) or
+    the "patches"; "unit", whether they are brought to length 1, which is seen from the data where it is not said.
 
     >>> import emointerp as ei
     >>> import torch
@@ -105,7 +108,8 @@ def train_sae(
             if file and ((step + 1) % every == 0 or step + 1 == recipe.steps):
                 save_checkpoint(file, state, optimizer, step + 1, about_run)
                 log(file, {"step": step + 1, **told, "seconds": time.time() - began})
-    return coder.value({**(about or {}), "recipe": asdict(recipe), "vectors": len(data)})
+    unit = {"unit": True} if bool(((torch.as_tensor(data[:SAMPLE]).norm(dim=-1) - 1).abs() < 1e-3).all()) else {}
+    return coder.value({**unit, **(about or {}), "recipe": asdict(recipe), "vectors": len(data)})
 
 
 class _Coder(nn.Module):

@@ -57,9 +57,9 @@ class Quality(Saved):
 
 
 def quality(
-    sae: SAE, x: Float[Tensor, "n d"], batch: int = 1024, chunk: int | None = None, candidates: int | None = None
+    sae: SAE, x: Float[Tensor, "*n d"], batch: int = 1024, chunk: int | None = None, candidates: int | None = None
 ) -> Quality:
-    """Measure an SAE on held-out vectors; `chunk` and `candidates` as in `SAE.encode`.
+    """Measure an SAE on held-out vectors, those of patches too; `chunk` and `candidates` as in `SAE.encode`.
 
     InputError where `sae.about["unit"]` says that it reads vectors of length 1, and these are others.
 
@@ -70,6 +70,7 @@ def quality(
     32.0
     """
     sae.check(x.shape[-1])
+    x = x.reshape(-1, x.shape[-1])
     if sae.about.get("unit") and not 0.9 < (length := float(x.norm(dim=-1).float().mean())) < 1.1:
         raise InputError(f"This SAE reads vectors of length 1; these have {length:.3g} on average. Divide each by its own.")
     mean = x.double().mean(0) if len(x) else x

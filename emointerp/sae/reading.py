@@ -1,6 +1,5 @@
 """What an SAE reads of pictures: the tower's vectors, one a picture or one a patch, at the length that it was trained on."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from tqdm.auto import tqdm
 
 from emointerp.errors import InputError
 from emointerp.models import Tower
+from emointerp.models.images import as_pictures
 from emointerp.sae.value import SAE, Codes
 
 POOLED, PATCHES = "pooled", "patches"
@@ -33,7 +33,7 @@ def inputs(
 
 
 @torch.no_grad()
-def picture_codes(sae: SAE, tower: Tower, pictures: Sequence[Any], batch: int = 64, progress: bool = True) -> Codes:
+def picture_codes(sae: SAE, tower: Tower, pictures: Any, batch: int = 64, progress: bool = True) -> Codes:
     """Codes of pictures, on the CPU: [n, k], or [n, patch, k] of an SAE over patches.
 
     >>> import emointerp as ei
@@ -41,8 +41,9 @@ def picture_codes(sae: SAE, tower: Tower, pictures: Sequence[Any], batch: int = 
     >>> ei.picture_codes(ei.load_sae("tiny"), ei.load_tower(), pictures, progress=False)
     Codes(3 x 32 of 2048 features)
     """
-    if not len(pictures):
+    pictures = as_pictures(pictures)
+    if not pictures:
         raise InputError("No pictures came; give at least one.")
     starts = tqdm(range(0, len(pictures), batch), desc="codes", disable=not progress)
-    parts = [sae.encode(inputs(sae, tower, tower.pixels(list(pictures[i : i + batch]))).to(sae.encoder.device)) for i in starts]
+    parts = [sae.encode(inputs(sae, tower, tower.pixels(pictures[i : i + batch])).to(sae.encoder.device)) for i in starts]
     return Codes(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("values", "indices")), sae.d_hidden)

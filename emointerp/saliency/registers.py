@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from emointerp.models import to_image
+from emointerp.models.images import as_pictures
 from emointerp.models.towers import Tower
 from emointerp.plots import new_figure
 from emointerp.saliency.layers import NoMapError, in_rows, kept_outputs, layer_boxes, tower_layers
@@ -111,7 +112,8 @@ def count_registers(tower: Tower, pictures: Sequence[Any], progress: bool = True
 
     `largest z`, and the `longest` patch in median lengths.
     """
-    found = [find_registers(tower, picture, **settings) for picture in tqdm(pictures, desc="registers", disable=not progress)]
+    shown = tqdm(as_pictures(pictures), desc="registers", disable=not progress)
+    found = [find_registers(tower, picture, **settings) for picture in shown]
     rows = [
         (
             int(f.high.sum()),

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -50,8 +50,8 @@ class SaliencyMap:
         """The map's size from 0 to 1, cut at its 99.5th percentile, as it is drawn."""
         return heat(self.map)
 
-    def mass(self, mask: Bool[np.ndarray, "row column"]) -> float:
-        """The share of the map's mass inside a mask of the picture's pixels."""
+    def mass(self, mask: Shaped[np.ndarray, "row column"]) -> float:
+        """The share of the map's mass inside a mask of the picture's pixels; of a mask in numbers 0 is outside."""
         return mass(self.map, mask)
 
     def without_registers(self) -> "SaliencyMap":
@@ -160,8 +160,9 @@ def _show(axis: Any, image: Image.Image) -> None:
     axis.imshow(image, interpolation="nearest" if max(image.size) <= SMALL else "antialiased")
 
 
-def mass(values: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "row column"]) -> float:
-    """The share of a map's mass, signs left out, inside a mask; a map of zeros counts as an even one."""
+def mass(values: Float[np.ndarray, "height width"], mask: Shaped[np.ndarray, "row column"]) -> float:
+    """The share of a map's mass, signs left out, inside a mask (0 is outside); a map of zeros counts as an even one."""
+    mask = np.asarray(mask) != 0
     if mask.shape != values.shape:
         raise InputError(f"The mask has shape {list(mask.shape)}, the map {list(values.shape)}; they must be of one picture.")
     size = np.abs(values)

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
-from emointerp.emotions import NEUTRAL
+from emointerp.emotions import BASIC, NEUTRAL
+from emointerp.errors import InputError
 from emointerp.world import expression as expressions
 from emointerp.world import face as faces
 from emointerp.world import setting
@@ -56,6 +57,11 @@ class Scene:
     noise: float = 0.0
     occlusion: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("emotion", (*BASIC, NEUTRAL)), ("weather", setting.WEATHERS)):
+            if (given := getattr(self, name)) not in known:
+                raise InputError(f"{name} is {given!r}; the drawn world has {', '.join(known)}.")
 
     @property
     def has_face(self) -> bool:

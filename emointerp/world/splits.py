@@ -75,6 +75,8 @@ def sample(
     n, seed, emotions = whole_number(n, "n", 1), whole_number(seed, "seed", 0), texts(emotions, "emotions")
     if strange := [emotion for emotion in emotions if emotion not in (*BASIC, NEUTRAL)]:
         raise InputError(f"The drawn world has no {', '.join(map(repr, strange))}; it has {', '.join((*BASIC, NEUTRAL))}.")
+    if not (len(bounds := tuple(intensity)) == 2 and 0 <= bounds[0] <= bounds[1] <= 1):
+        raise InputError(f"intensity is {intensity!r}; expected two numbers, the least and the most, from 0 to 1.")
     rng = np.random.default_rng([seed, zlib.crc32(f"{split} {hard}".encode())])
     events = "conflict" if hard == "conflict" else events
     examples = []
