@@ -154,7 +154,7 @@ def sign_flips(differences: ArrayLike, flips: int = 10_000, alternative: str = "
         signs = rng.choice([-1.0, 1.0], (min(1000, flips - start), len(x)))
         drawn = fold(signs @ statistic)
         above += (drawn >= seen - 1e-12).sum(0)
-        above_max += (drawn.max(1, keepdims=True, initial=0) >= seen - 1e-12).sum(0)
+        above_max += (drawn.max(1, keepdims=True, initial=-np.inf) >= seen - 1e-12).sum(0)
     p = np.full((2, len(known)), np.nan)
     p[:, known] = (1 + np.stack([above, above_max])) / (flips + 1)
     return SignFlips(mean, *p, flips)

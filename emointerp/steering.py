@@ -119,8 +119,8 @@ class Steering(Saved):
 
     - `story`, and what it names of `towards`: `hit`, `exact`, `clean` (exact, and its perplexity at most `max_cost` times that of
       the emotional side's own story), `others` (1 if it names another emotion), `named`, `n_words`;
-    - costs: `length` (of the push over that of the residual stream), `perplexity` (of the story, for the model without a
-      push), `words`, `repetition` (share of word pairs that came before);
+    - costs: `length` (of the push over that of the residual stream at the last token), `perplexity` (of the story, for the model
+      without a push), `words`, `repetition` (share of word pairs that came before);
     - `hit_before` … `perplexity_before`: the same of the story without a push; `hit_goal` … of the emotional side's own story
       (its perplexity is measured beside the neutral picture too), missing where `towards` is not what it shows.
     """

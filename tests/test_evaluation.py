@@ -792,5 +792,5 @@ def test_kept_answers_are_not_those_of_another_instruction_or_of_a_method_that_s
     with pytest.raises(InputError, match="holds a run with other settings: .*instruction"):
         evaluate(replace(tiny(), instruction="Name a thing."), [canned("none")], sets(), folder=tmp_path / "kept", **QUIET)
     silent = per_prompt("mine", lambda vlm, prompts: [[] for _ in prompts])
-    with pytest.raises(InputError, match="The method 'mine' says not what it is made of.* Give it settings: Method"):
+    with pytest.raises(InputError, match="The method 'mine' does not say what it is made of.* Give it settings: Method"):
         evaluate(tiny(), [canned("none"), silent], sets(), folder=tmp_path / "other", **QUIET)

@@ -196,6 +196,9 @@ def test_what_is_no_number_has_no_p_and_spoils_no_other():
     assert np.isnan(against_random(np.nan, np.zeros(99))) and np.isnan(against_random(0.0, [np.nan] * 99))
     table = with_controls([0, 0, 0, np.nan], {"random": [0, 0, 0, 0], "other": [0, 0, 0, 0]})
     assert table[["p", "p_holm"]].isna().all(axis=None)
+    below = -np.abs(spoilt)
+    greater = [sign_flips(some, alternative="greater").corrected for some in (below, np.delete(below, 2, axis=1))]
+    assert np.array_equal(np.delete(greater[0], 2), greater[1]) and greater[1].min() > 0.9
     p = np.array([0.01, np.nan, 0.04, 0.5])
     assert np.array_equal(benjamini_hochberg(p), [*np.insert(benjamini_hochberg(p[[0, 2, 3]]), 1, np.nan)], equal_nan=True)
 

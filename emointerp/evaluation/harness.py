@@ -281,8 +281,8 @@ class _Folder:
         file = path / SETTINGS
         if unsaid := [name for name, method in run.methods.items() if not method.settings]:
             raise InputError(
-                f"The method {unsaid[0]!r} says not what it is made of, so kept answers could be another's of its name. Give it "
-                "settings: Method(name, answers, settings={…}), per_prompt(name, edits_of, settings={…})."
+                f"The method {unsaid[0]!r} does not say what it is made of, so kept answers could be another's of its name. "
+                "Give it settings: Method(name, answers, settings={…}), per_prompt(name, edits_of, settings={…})."
             )
         held = _settings(file)
         if held is None and os.path.isdir(path / CELLS) and any((path / CELLS).iterdir()):

@@ -230,7 +230,9 @@ class Labelled:
         rows = np.asarray(rows)
         if rows.dtype == bool and len(rows) != len(self.labels):
             raise InputError(f"The mask has {len(rows)} values for {len(self.labels)} pictures; expected one for each.")
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int, casting="safe") if rows.size else rows.astype(int)
+        if rows.size and rows.dtype.kind not in "biu":
+            raise InputError(f"The rows are {rows.dtype}; expected whole numbers, or a mask of True and False.")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
         names = None if self.names is None else tuple(self.names[i] for i in rows)
         return Labelled(self.vectors[torch.from_numpy(rows)], self.labels.iloc[rows], names)
 
