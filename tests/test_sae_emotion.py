@@ -336,4 +336,4 @@ def test_scenes_bring_their_emotion_and_identity():
     with pytest.raises(InputError, match=r"The mask has 2 values for \d+ pictures; expected one for each"):
         found.some(mask[:2])
     with pytest.raises(InputError, match="The rows are float64; expected whole numbers, or a mask"):
-        found.some([1.9, 2.2])
+        found.some(np.array([1.9, 2.2]))
