@@ -252,6 +252,12 @@ def test_a_picture_that_has_gone_leaves_its_place_empty(gallery, tmp_path):
 # questions that cannot be answered
 
 
+def test_numbers_of_numpy_are_numbers(gallery):
+    """A feature comes out of a table; it was told that the gallery is damaged."""
+    table = gallery.top(3, 4).table
+    pd.testing.assert_frame_equal(gallery.top(np.int64(3), np.int64(4)).table, table)
+
+
 def test_questions_that_cannot_be_answered(gallery):
     d = gallery.d_hidden
     for ask, words in {

@@ -428,6 +428,7 @@ def test_robust_scores_are_those_of_the_median(tower):
 
 def test_the_bundled_tower_has_no_registers(tower):
     counted = count_registers(tower, FACES, progress=False)
+    assert len(count_registers(tower, np.asarray(FACES[0].image()), progress=False)) == 1  # its rows are no pictures
     assert (counted.high == 0).all() and (counted.marked == 0).all() and counted.longest.max() < 2
 
 

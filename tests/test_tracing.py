@@ -612,3 +612,11 @@ def test_requests_that_are_refused(call, message):
     vlm = vlm_of("llava_clip")
     with pytest.raises(InputError, match=message):
         call(vlm, prompt_of(vlm))
+
+
+@pytest.mark.parametrize("made", [projection, cosine])
+@pytest.mark.parametrize("direction", [torch.zeros(32), torch.full((32,), torch.nan)])
+def test_a_direction_that_points_nowhere_measures_nothing(made, direction):
+    """Its metric was nan of all runs, or 0."""
+    with pytest.raises(InputError, match="The direction has length .*; expected one that points somewhere"):
+        made(direction, 1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import duckdb
 import numpy as np
@@ -69,7 +69,7 @@ class Gallery:
 
     # what is asked
 
-    def top(self, feature: int, n: int = 24) -> Found:
+    def top(self, feature: SupportsIndex, n: SupportsIndex = 24) -> Found:
         """The pictures on which a feature fires most; with an SAE over patches, by their largest patch, and which that is."""
         if not 0 <= (feature := whole_number(feature, "The feature")) < self.d_hidden:
             raise InputError(f"There is no feature {feature}; this gallery's SAE has features 0 to {self.d_hidden - 1}.")

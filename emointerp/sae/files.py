@@ -84,7 +84,8 @@ def save_sae(sae: SAE, folder: str | Path, form: str = "emointerp") -> Path:
         raise InputError(f"form is {form!r}; expected {', '.join(map(repr, forms))}.")
     (settings_file, tensor_file), settings, tensors = forms[form](sae)
     folder = Path(folder)
-    if held := [tensors for _, tensors in (OURS, SAELENS, SPARSIFY) if tensors != tensor_file and os.path.isfile(folder / tensors)]:
+    others = {OURS[1], SAELENS[1], SPARSIFY[1]} - {tensor_file}
+    if held := sorted(name for name in others if os.path.isfile(folder / name)):
         raise OutputError(f"{folder} holds an SAE in another form ({held[0]}); give another folder, or take that away.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ Towers that were trained long on much data keep notes about the whole picture in
 Maps light up there for no reason in the picture, so such patches are found, framed in figures, and may be left out.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +106,7 @@ def find_registers(tower: Tower, picture: Any, layers: int = LAYERS, threshold: 
     return Registers(image, boxes, norms, _spread(image, boxes), threshold)
 
 
-def count_registers(tower: Tower, pictures: Sequence[Any], progress: bool = True, **settings: Any) -> pd.DataFrame:
+def count_registers(tower: Tower, pictures: Any, progress: bool = True, **settings: Any) -> pd.DataFrame:
     """A row a picture: how many patches are `high`, how many of these `marked`, of how many `patches`; and in the last layer the
 
     `largest z`, and the `longest` patch in median lengths.

@@ -84,7 +84,7 @@ def logit_difference(vlm: VLM, word: str, other: str) -> Metric:
     return Metric(lambda logits: logits[:, a] - logits[:, b], name=f"logit({word}) - logit({other})")
 
 
-def with_length(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+def _with_length(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
     """A direction, refused where it points nowhere: its metric would be nan, or 0 of all runs."""
     if not 0 < (length := float(direction.float().norm())) < float("inf"):
         raise InputError(f"The direction has length {length:g}; expected one that points somewhere. Were all its pairs alike?")
@@ -93,11 +93,11 @@ def with_length(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model
 
 def projection(direction: Float[Tensor, " d_model"], layer: int) -> Metric:
     """Length of the residual stream after a layer along a direction, at the last token."""
-    unit = with_length(direction) / direction.norm()
+    unit = _with_length(direction) / direction.norm()
     return Metric(lambda h: h @ unit.to(h), layer, f"projection at layer {layer}")
 
 
 def cosine(direction: Float[Tensor, " d_model"], layer: int) -> Metric:
     """Cosine between the residual stream after a layer and a direction, at the last token."""
-    with_length(direction)
+    _with_length(direction)
     return Metric(lambda h: torch.cosine_similarity(h, direction.to(h)[None], -1), layer, f"cosine at layer {layer}")
